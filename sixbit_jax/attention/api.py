@@ -1,0 +1,81 @@
+"""The public op.
+
+Tokens come before heads, as the projections leave them: `(b, q, a, c)`; no mask but a count of valid keys.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sixbit_jax.attention import cudnn, reference, xla
+from sixbit_jax.dispatch import Choice, Implementation, choose
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionSpec:
+    """The static facts that decide whether an implementation can run."""
+
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    valid_keys: int
+    head_dim: int
+    dtype: str
+    platform: str
+
+
+# In order of preference.
+_IMPLEMENTATIONS = {
+    "cudnn": Implementation(cudnn.supports, cudnn.run),
+    "xla": Implementation(xla.supports, xla.run),
+    "reference": Implementation(reference.supports, reference.run),
+}
+
+
+def implementations() -> tuple[str, ...]:
+    """The names `attention(implementation=…)` takes, fastest first."""
+    return tuple(_IMPLEMENTATIONS)
+
+
+def attention(
+    q: Float[Array, "b q a c"],
+    k: Float[Array, "b k a c"],
+    v: Float[Array, "b k a c"],
+    *,
+    valid_keys: int | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "b q a c"]:
+    """Full attention with scale `c**-0.5` and an f32 softmax; keys from `valid_keys` on are padding and never seen.
+
+    `implementation` names one that must run or raise; `None` takes the fastest that supports the case (see `explain`).
+
+    >>> import jax.numpy as jnp
+    >>> q = jnp.ones((1, 6, 2, 8))
+    >>> attention(q, q, q, valid_keys=5).shape
+    (1, 6, 2, 8)
+    """
+    valid_keys = k.shape[1] if valid_keys is None else valid_keys
+    if not 0 < valid_keys <= k.shape[1]:
+        raise ValueError(f"attention: valid_keys={valid_keys} is not within 1..{k.shape[1]}")
+    choice = choose("attention", _IMPLEMENTATIONS, _spec(q, k, valid_keys), implementation)
+    return _IMPLEMENTATIONS[choice.name].run(q, k, v, valid_keys)
+
+
+def explain(q: jax.ShapeDtypeStruct | Array, k: jax.ShapeDtypeStruct | Array, valid_keys: int | None = None) -> Choice:
+    """Which implementation `attention` would pick for these operands, and why not the ones before it.
+
+    >>> import jax, jax.numpy as jnp
+    >>> q = jax.ShapeDtypeStruct((1, 6, 2, 8), jnp.float32)
+    >>> explain(q, q).name
+    'xla'
+    """
+    return choose("attention", _IMPLEMENTATIONS, _spec(q, k, k.shape[1] if valid_keys is None else valid_keys))
+
+
+def _spec(q: jax.ShapeDtypeStruct | Array, k: jax.ShapeDtypeStruct | Array, valid_keys: int) -> AttentionSpec:
+    b, queries, heads, head_dim = q.shape
+    dtype = jnp.dtype(q.dtype).name
+    return AttentionSpec(b, heads, queries, k.shape[1], valid_keys, head_dim, dtype, jax.default_backend())

@@ -1,0 +1,51 @@
+"""One op, several implementations: how `linear` and `attention` choose.
+
+An implementation is a name, a `supports(spec)` that returns `None` or the reason why not, and a function. Asking for
+one by name runs it or raises that reason; asking for none takes the first that supports the case. Implementations never
+fall back on their own.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sixbit_jax.errors import nearest
+
+
+class UnsupportedError(NotImplementedError):
+    """The implementation asked for cannot run this case; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    supports: Callable[[Any], str | None]
+    run: Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What was picked for a spec, and why the ones before it were not."""
+
+    name: str
+    rejected: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        reasons = "; ".join(f"not {name}: {reason}" for name, reason in self.rejected)
+        return f"{self.name} ({reasons})" if reasons else self.name
+
+
+def choose(op: str, implementations: Mapping[str, Implementation], spec: Any, name: str | None = None) -> Choice:
+    """Pick by name, or the first in order of preference that supports `spec`."""
+    if name is not None:
+        if name not in implementations:
+            raise ValueError(f'{op}: unknown implementation "{name}"; {nearest(name, implementations)}')
+        if reason := implementations[name].supports(spec):
+            raise UnsupportedError(f"{op}: {name} cannot run this case: {reason}")
+        return Choice(name, ())
+    rejected: list[tuple[str, str]] = []
+    for candidate, implementation in implementations.items():
+        reason = implementation.supports(spec)
+        if reason is None:
+            return Choice(candidate, tuple(rejected))
+        rejected.append((candidate, reason))
+    raise UnsupportedError(f"{op}: no implementation for {spec}: " + "; ".join(f"{n}: {r}" for n, r in rejected))

@@ -1,0 +1,254 @@
+"""The Wan DiT as plain functions over a parameter tree.
+
+    text, image --embed_context--> Context      once per prompt: keys and values of every layer
+    latents --patches--> x --scan over blocks--> x --head--> velocity
+
+`forward` scans over stacked layers. What a block does at a step is not decided here: `routes` and `route_index` say how
+its linears multiply, `run_block` says whether it runs at all (see `policies/`). The f32 islands of the reference stay
+f32: time embedding, modulation, norm statistics, gated residual adds, rotation.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from sixbit_jax.attention import attention
+from sixbit_jax.linear import linear, routed_linear
+from sixbit_jax.models.norms import layer_norm, modulate, rms_norm
+from sixbit_jax.models.rope import rope_table, rotate
+from sixbit_jax.models.wan_config import GROUPS, WanConfig
+from sixbit_jax.routes import Route
+from sixbit_jax.shapes import Params
+
+# (compute, x, memory, decision) -> (x, memory, observation): a cache policy's wrapper round one block.
+RunBlock: TypeAlias = Callable[[Callable[[Array], Array], Array, Any, Any], tuple[Array, Any, Any]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What every block reads of the prompt: cross-attention keys and values, stacked over layers.
+
+    The image pair is None without image tokens.
+    """
+
+    k: Float[Array, "*l b p a c"]
+    v: Float[Array, "*l b p a c"]
+    image_k: Float[Array, "*l b g a c"] | None = None
+    image_v: Float[Array, "*l b g a c"] | None = None
+
+
+def run_dense(compute: Callable[[Array], Array], x: Array, memory: Any, decision: Any) -> tuple[Array, Any, tuple[()]]:
+    """The block runner that always computes and remembers nothing."""
+    return compute(x), memory, ()
+
+
+def embed_context(
+    params: Params,
+    config: WanConfig,
+    text: Float[Array, "b p text"],
+    image: Float[Array, "b g image"] | None = None,
+) -> Context:
+    """Text (and CLIP image) tokens to the keys and values of every layer."""
+    dtype = params["text_embedding"]["linear_in"]["weight"].dtype
+    text = _mlp(params["text_embedding"], text.astype(dtype), functools.partial(jax.nn.gelu, approximate=True))
+    image = None if image is None else _embed_image(params["image_embedding"], config, image.astype(dtype))
+
+    def layer(_: None, p: Params) -> tuple[None, Context]:
+        k, v = _keys_values(p["kv"], p["norm_k"], config, text)
+        if image is None:
+            return None, Context(k, v)
+        return None, Context(k, v, *_keys_values(p["image_kv"], p["norm_image_k"], config, image))
+
+    return lax.scan(layer, None, params["blocks"]["cross_attention"])[1]
+
+
+def forward(
+    params: Params,
+    config: WanConfig,
+    latents: Float[Array, "b t h w c"],
+    timestep: Float[Array, " b"],
+    context: Context,
+    *,
+    routes: Sequence[Route] = (Route(),),
+    route_index: Int[Array, "l g"] | None = None,
+    run_block: RunBlock = run_dense,
+    memory: Any = (),
+    decisions: Any = (),
+    attention_implementation: str | None = None,
+    token_multiple: int = 1,
+) -> tuple[Float[Array, "b t h w out"], Any, Any]:
+    """The velocity (f32), the cache memory and what the block runner observed, stacked over layers.
+
+    `route_index[l, g]` picks among `routes` for group `GROUPS[g]` of layer l; `decisions` has leaves with a leading
+    layer axis. Tokens are padded once to `token_multiple`, so kernels see whole tiles, and cut off again at the end.
+    """
+    grid = config.grid(latents.shape[1:4])
+    tokens = int(np.prod(grid))
+    padding = -tokens % token_multiple
+    x = _dense(_patches(latents, config).astype(params["patch_embedding"]["weight"].dtype), params["patch_embedding"])
+    x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
+    cos, sin = (jnp.asarray(np.pad(table, ((0, padding), (0, 0)))) for table in rope_table(grid, config.head_dim))
+    time, per_block = _embed_time(params, config, timestep)
+    if route_index is None:
+        route_index = jnp.zeros((config.num_layers, len(GROUPS)), jnp.int32)
+
+    def layer(carry: tuple[Array, Any], xs: Any) -> tuple[tuple[Array, Any], Any]:
+        x, memory = carry
+        p, layer_context, index, decision = xs
+
+        def project(group: str, x: Array, p: Params) -> Array:
+            return routed_linear(x, p["weight"], p["bias"], routes, index[GROUPS.index(group)])
+
+        attend = functools.partial(attention, implementation=attention_implementation)
+
+        def compute(x: Array) -> Array:
+            return block(p, config, x, per_block, (cos, sin), layer_context, tokens, project, attend)
+
+        x, memory, observed = run_block(compute, x, memory, decision)
+        return (x, memory), observed
+
+    xs = (params["blocks"], context, route_index, decisions)
+    (x, memory), observed = lax.scan(layer, (x, memory), xs)
+    return _head(params, config, x[:, :tokens], time, grid), memory, observed
+
+
+def block(
+    p: Params,
+    config: WanConfig,
+    x: Float[Array, "b s d"],
+    modulation: Float[Array, "b 6 d"],
+    rope: tuple[Float[Array, "s c"], Float[Array, "s c"]],
+    context: Context,
+    tokens: int,
+    project: Callable[[str, Array, Params], Array],
+    attend: Callable[..., Array],
+) -> Float[Array, "b s d"]:
+    """One layer: self-attention, cross-attention, feed-forward. `tokens` of the rows are real, the rest padding."""
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = jnp.moveaxis(p["modulation"][None] + modulation, 1, 0)[
+        :, :, None
+    ]
+
+    y = modulate(layer_norm(x, config.eps), shift, scale).astype(x.dtype)
+    x = _gated_add(x, self_attention(p["self_attention"], config, y, rope, tokens, project, attend), gate)
+
+    y = layer_norm(x, config.eps, **p["cross_norm"]).astype(x.dtype)
+    x = x + cross_attention(p["cross_attention"], config, y, context, project, attend)
+
+    y = modulate(layer_norm(x, config.eps), ffn_shift, ffn_scale).astype(x.dtype)
+    hidden = jax.nn.gelu(project("ffn_in", y, p["ffn_in"]).astype(jnp.float32), approximate=True).astype(x.dtype)
+    return _gated_add(x, project("ffn_out", hidden, p["ffn_out"]), ffn_gate)
+
+
+def self_attention(
+    p: Params,
+    config: WanConfig,
+    x: Float[Array, "b s d"],
+    rope: tuple[Float[Array, "s c"], Float[Array, "s c"]],
+    tokens: int,
+    project: Callable[[str, Array, Params], Array],
+    attend: Callable[..., Array],
+) -> Float[Array, "b s d"]:
+    q, k, v = jnp.split(project("self_qkv", x, p["qkv"]), 3, axis=-1)
+    q = rotate(_heads(rms_norm(q, config.eps, **p["norm_q"]), config), *rope).astype(x.dtype)
+    k = rotate(_heads(rms_norm(k, config.eps, **p["norm_k"]), config), *rope).astype(x.dtype)
+    out = attend(q, k, _heads(v, config), valid_keys=tokens)
+    return project("self_out", out.reshape(x.shape), p["out"])
+
+
+def cross_attention(
+    p: Params,
+    config: WanConfig,
+    x: Float[Array, "b s d"],
+    context: Context,
+    project: Callable[[str, Array, Params], Array],
+    attend: Callable[..., Array],
+) -> Float[Array, "b s d"]:
+    """Every prompt row is seen, the zero rows of a short prompt too: the reference has no mask here."""
+    q = _heads(rms_norm(project("cross_q", x, p["q"]), config.eps, **p["norm_q"]).astype(x.dtype), config)
+    out = attend(q, context.k, context.v)
+    if context.image_k is not None:
+        out = out + attend(q, context.image_k, context.image_v)
+    return project("cross_out", out.reshape(x.shape), p["out"])
+
+
+def timestep_features(timestep: Float[Array, " b"], width: int) -> Float[Array, "b width"]:
+    """Sinusoid of the timestep, cosines first."""
+    half = width // 2
+    frequencies = (10000.0 ** -(np.arange(half, dtype=np.float64) / half)).astype(np.float32)
+    angles = timestep.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def _embed_time(
+    params: Params, config: WanConfig, timestep: Float[Array, " b"]
+) -> tuple[Float[Array, "b d"], Float[Array, "b 6 d"]]:
+    """The time vector, for the head, and its projection to the six modulation vectors of a block; all f32."""
+    time = _mlp(params["time_embedding"], timestep_features(timestep, config.freq_dim), jax.nn.silu)
+    projection = {name: p.astype(jnp.float32) for name, p in params["time_projection"].items()}
+    return time, _dense(jax.nn.silu(time), projection).reshape(-1, 6, config.dim)
+
+
+def _embed_image(p: Params, config: WanConfig, image: Float[Array, "b g image"]) -> Float[Array, "b g d"]:
+    if config.image_positions is not None:
+        # Two images of one video arrive as two rows; their tokens follow each other.
+        image = image.reshape(-1, config.image_positions, image.shape[-1])
+        image = (image.astype(jnp.float32) + p["positions"][None]).astype(image.dtype)
+    # The norms of this embedding alone use PyTorch's default epsilon.
+    y = layer_norm(image, 1e-5, **p["norm_in"]).astype(image.dtype)
+    y = _mlp(p["mlp"], y, functools.partial(jax.nn.gelu, approximate=False))
+    return layer_norm(y, 1e-5, **p["norm_out"]).astype(y.dtype)
+
+
+def _keys_values(
+    p_kv: Params, p_norm: Params, config: WanConfig, tokens: Float[Array, "b p d"]
+) -> tuple[Float[Array, "b p a c"], Float[Array, "b p a c"]]:
+    k, v = jnp.split(_dense(tokens, p_kv), 2, axis=-1)
+    return _heads(rms_norm(k, config.eps, **p_norm).astype(v.dtype), config), _heads(v, config)
+
+
+def _head(
+    params: Params, config: WanConfig, x: Float[Array, "b s d"], time: Float[Array, "b d"], grid: tuple[int, int, int]
+) -> Float[Array, "b t h w out"]:
+    shift, scale = jnp.moveaxis(params["head_modulation"][None] + time[:, None], 1, 0)[:, :, None]
+    y = _dense(modulate(layer_norm(x, config.eps), shift, scale).astype(x.dtype), params["head"])
+    return _unpatches(y.astype(jnp.float32), config, grid)
+
+
+def _dense(x: Float[Array, "... k"], p: Params) -> Float[Array, "... n"]:
+    return linear(x, p["weight"], p["bias"])
+
+
+def _mlp(p: Params, x: Float[Array, "... k"], nonlinearity: Callable[[Array], Array]) -> Float[Array, "... n"]:
+    hidden = _dense(x, p["linear_in"])
+    return _dense(nonlinearity(hidden.astype(jnp.float32)).astype(x.dtype), p["linear_out"])
+
+
+def _gated_add(
+    x: Float[Array, "b s d"], y: Float[Array, "b s d"], gate: Float[Array, "b 1 d"]
+) -> Float[Array, "b s d"]:
+    return (x.astype(jnp.float32) + y.astype(jnp.float32) * gate).astype(x.dtype)
+
+
+def _heads(x: Float[Array, "b s d"], config: WanConfig) -> Float[Array, "b s a c"]:
+    return x.reshape(*x.shape[:-1], config.num_heads, config.head_dim)
+
+
+def _patches(latents: Float[Array, "b t h w c"], config: WanConfig) -> Float[Array, "b s k"]:
+    t, h, w = config.grid(latents.shape[1:4])
+    pt, ph, pw = config.patch_size
+    split = latents.reshape(-1, t, pt, h, ph, w, pw, latents.shape[-1])
+    return split.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(latents.shape[0], t * h * w, -1)
+
+
+def _unpatches(x: Float[Array, "b s n"], config: WanConfig, grid: tuple[int, int, int]) -> Float[Array, "b t h w out"]:
+    (t, h, w), (pt, ph, pw) = grid, config.patch_size
+    split = x.reshape(-1, t, h, w, pt, ph, pw, config.out_channels).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return split.reshape(-1, t * pt, h * ph, w * pw, config.out_channels)

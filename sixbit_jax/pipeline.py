@@ -1,0 +1,262 @@
+"""Prompt to video: encode the text, draw the noise, plan the steps, denoise, decode.
+
+pipe = WanPipeline.load("assets/tiny-wan")
+result = pipe("a red circle drifts to the left")
+result.save("circle.mp4")
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from sixbit_jax import compile_cache, progress, recipes, schedulers, text
+from sixbit_jax.components import Components
+from sixbit_jax.denoiser import WanDenoiser
+from sixbit_jax.errors import UserError
+from sixbit_jax.models import umt5, vae
+from sixbit_jax.models.vae_config import VAEConfig
+from sixbit_jax.models.vae_tiling import Tiling
+from sixbit_jax.models.wan_config import GROUPS, TEXT_TOKENS, TRAIN_TIMESTEPS
+from sixbit_jax.policies import PolicySpec, StepInfo
+from sixbit_jax.recipes import Recipe
+from sixbit_jax.sampler import Sampler, Trace, sample
+from sixbit_jax.settings import Settings
+from sixbit_jax.shapes import Params
+from sixbit_jax.video import write_mp4
+
+# GPU kernels want whole tiles of tokens; on a CPU padding is only work.
+TOKEN_MULTIPLE = {"gpu": 256}
+# Above this many pixels a frame the VAE works in tiles.
+UNTILED_PIXELS = 1280 * 720
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A finished video. `latents` is (1, c, t, h, w), the layout diffusers takes; `timings` are seconds."""
+
+    video: UInt8[np.ndarray, "t h w 3"]
+    latents: Float[np.ndarray, "1 c t h w"]
+    trace: Trace
+    timings: dict[str, float]
+    settings: Settings
+
+    def save(self, path: str | Path) -> None:
+        """Write an mp4 that browsers play."""
+        write_mp4(Path(path), self.video, self.settings.fps)
+
+
+class WanPipeline:
+    """A loaded checkpoint under a recipe. Calling it makes one video; programs are compiled once per shape and kept."""
+
+    def __init__(self, components: Components, recipe: Recipe):
+        self.components = components
+        self.recipe = recipe
+        self._programs: dict[Any, Callable[..., Any]] = {}
+
+    @classmethod
+    def load(
+        cls,
+        path_or_id: str | Path,
+        recipe: str | Recipe = "bf16",
+        *,
+        dtype: str | None = None,
+        attention: str | None = None,
+    ) -> "WanPipeline":
+        """Load a converted checkpoint, a diffusers folder, or a hub id.
+
+        `dtype` and `attention` override the recipe's own. Turns the persistent compile cache on (see `compile_cache`).
+        """
+        compile_cache.enable()
+        recipe = recipes.load(recipe) if isinstance(recipe, str) else recipe
+        overrides = {"dtype": dtype, "attention": attention}
+        recipe = dataclasses.replace(recipe, **{key: value for key, value in overrides.items() if value is not None})
+        return cls(Components.load(path_or_id, recipe.dtype), recipe)
+
+    def settings(self, **overrides: Any) -> Settings:
+        """The checkpoint's own defaults, changed by `overrides`, and checked."""
+        defaults = self.components.defaults | {k: v for k, v in overrides.items() if v is not None}
+        return Settings(**defaults).checked()
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        latents: np.ndarray | None = None,
+        image_embeds: np.ndarray | None = None,
+        condition: np.ndarray | None = None,
+        **settings: Any,
+    ) -> Result:
+        """Make one video. Keyword arguments are the fields of `Settings`.
+
+        `latents`: initial noise (c, t, h, w) or (1, c, t, h, w), the layout diffusers takes. Image-to-video checkpoints
+        need `condition`, the channels behind the noise in the same layout, and, for Wan2.1, `image_embeds`, the
+        penultimate CLIP layer (tokens, width).
+        """
+        chosen = self.settings(prompt=prompt, **settings)
+        watch = Stopwatch()
+        embeddings = watch("text", lambda: self.encode_text(chosen))
+        noise = self.initial_latents(chosen, latents)
+        extras = self._extras(chosen, image_embeds, condition)
+        program = watch("compile", lambda: self.denoise_program(chosen, embeddings, noise, extras))
+        denoised, trace = watch(
+            "denoise", lambda: program(self.components.experts, embeddings, noise, self.infos(chosen), *extras)
+        )
+        video = watch("decode", lambda: self.decode(denoised))
+        return Result(video, to_channels_first(denoised), jax.tree.map(np.asarray, trace), watch.seconds, chosen)
+
+    def encode_text(self, settings: Settings) -> Float[Array, "e p text"]:
+        """Prompt and, under guidance, negative prompt; rows beyond a prompt's length are zero."""
+        prompts = [settings.prompt, settings.negative_prompt][: settings.branches]
+        ids, mask = self.components.tokenizer(prompts, length=TEXT_TOKENS)
+        return _encode_text(
+            self.components.text_params, self.components.text_config, jnp.asarray(ids), jnp.asarray(mask)
+        )
+
+    def initial_latents(self, settings: Settings, latents: np.ndarray | None = None) -> Float[Array, "1 t h w c"]:
+        """Standard normal noise of the seed, or the user's own."""
+        t, h, w = settings.latent_shape
+        c = self.components.transformer_configs[0].out_channels
+        if latents is None:
+            return jax.random.normal(jax.random.key(settings.seed), (1, t, h, w, c), jnp.float32)
+        return from_channels_first("--init-latents", latents, (c, t, h, w))
+
+    def infos(self, settings: Settings) -> StepInfo:
+        """The constants of every step."""
+        return plan_steps(settings, self.components.boundary_ratio)
+
+    def denoise_program(
+        self, settings: Settings, embeddings: Array, noise: Array, extras: tuple[Any, Any]
+    ) -> Callable[..., Any]:
+        """The compiled reverse process for these shapes: from memory, from the compile cache, or compiled now."""
+        parts = self.parts(settings)
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (embeddings, noise, extras))
+        key = (parts, str(shapes))
+        if key not in self._programs:
+            arguments = (self.components.experts, embeddings, noise, self.infos(settings), *extras)
+            self._programs[key] = _denoise.lower(parts, *arguments).compile()
+        return self._programs[key]
+
+    def parts(self, settings: Settings) -> Sampler:
+        """The sampler's static parts for these settings."""
+        configs = self.components.transformer_configs
+        multiple = TOKEN_MULTIPLE.get(jax.default_backend(), 1)
+        tokens = int(np.prod(configs[0].grid(settings.latent_shape)))
+        spec = PolicySpec(
+            layers=configs[0].num_layers,
+            groups=len(GROUPS),
+            branches=settings.branches,
+            steps=settings.num_inference_steps,
+            tokens=tokens + -tokens % multiple,
+            dim=configs[0].dim,
+            dtype=self.recipe.dtype,
+        )
+        denoiser = WanDenoiser(configs, self.recipe.attention, multiple)
+        return Sampler(denoiser, schedulers.get(settings.solver), self.recipe.precision, self.recipe.cache, spec)
+
+    def decode(self, latents: Float[Array, "1 t h w c"]) -> UInt8[np.ndarray, "t h w 3"]:
+        """Latents to frames, a latent frame at a time, in tiles when frames are large."""
+        scale = self.components.vae_config.spatial_scale
+        pixels = latents.shape[2] * latents.shape[3] * scale**2
+        tile = Tiling() if pixels > UNTILED_PIXELS else None
+        return np.asarray(_decode(self.components.vae_params, self.components.vae_config, latents, tile)[0])
+
+    def _extras(
+        self, settings: Settings, image_embeds: np.ndarray | None, condition: np.ndarray | None
+    ) -> tuple[Any, Any]:
+        config = self.components.transformer_configs[0]
+        channels = config.in_channels - config.out_channels
+        if channels and condition is None:
+            raise UserError(
+                f"this checkpoint continues an image: it needs `condition`, {channels} channels of latents (use the Python API)"
+            )
+        if (config.image_dim is not None) != (image_embeds is not None):
+            raise UserError(
+                f"`image_embeds`: this checkpoint takes {'CLIP image tokens' if config.image_dim else 'none'}"
+            )
+        image = None if image_embeds is None else jnp.asarray(image_embeds)
+        if condition is None:
+            return image, None
+        return image, from_channels_first("condition", condition, (channels, *settings.latent_shape))
+
+
+class Stopwatch:
+    """Runs stages and keeps the seconds each took, device work included."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, stage: str, run: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = run()
+        jax.block_until_ready(result)
+        jax.effects_barrier()
+        self.seconds[stage] = time.perf_counter() - start
+        return result
+
+
+def plan_steps(settings: Settings, boundary_ratio: float | None) -> StepInfo:
+    """Schedule, guidance and expert of every step.
+
+    The second expert takes over below `boundary_ratio` of the timesteps.
+    """
+    steps = settings.num_inference_steps
+    plan = schedulers.get(settings.solver).plan(steps, shift=settings.flow_shift, schedule=settings.schedule)
+    expert = np.zeros(steps, np.int32)
+    if boundary_ratio is not None:
+        expert = (plan.timestep < boundary_ratio * TRAIN_TIMESTEPS).astype(np.int32)
+    second = settings.guidance_scale if settings.guidance_scale_2 is None else settings.guidance_scale_2
+    info = StepInfo(
+        step=np.arange(steps, dtype=np.int32),
+        last=np.full(steps, steps - 1, np.int32),
+        timestep=np.asarray(plan.timestep, np.float32),
+        guidance=np.where(expert == 0, settings.guidance_scale, second).astype(np.float32),
+        expert=expert,
+        solver=plan,
+    )
+    return jax.tree.map(jnp.asarray, info)
+
+
+def to_channels_first(latents: Float[Array, "1 t h w c"]) -> Float[np.ndarray, "1 c t h w"]:
+    return np.moveaxis(np.asarray(latents), -1, 1)
+
+
+def from_channels_first(name: str, latents: np.ndarray, shape: tuple[int, int, int, int]) -> Float[Array, "1 t h w c"]:
+    """Latents a user brought, as the model wants them."""
+    if latents.shape not in (shape, (1, *shape)):
+        raise UserError(f"{name}: shape {latents.shape}; these settings need {(1, *shape)} (batch, channels, t, h, w)")
+    if not np.isfinite(latents).all():
+        raise UserError(f"{name}: has values that are not finite")
+    return jnp.asarray(np.moveaxis(latents.reshape(1, *shape).astype(np.float32), 1, -1))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _denoise(
+    parts: Sampler,
+    experts: tuple[Params, ...],
+    text: Array,
+    noise: Array,
+    infos: StepInfo,
+    image: Array | None,
+    channels: Array | None,
+) -> tuple[Array, Trace]:
+    contexts = parts.denoise.contexts(experts, text, image, channels)  # type: ignore[attr-defined]
+    return sample(parts, experts, contexts, noise, infos, progress.report)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _encode_text(params: Params, config: umt5.UMT5Config, ids: Array, mask: Array) -> Float[Array, "e p text"]:
+    return text.zero_padding(umt5.encode(params, config, ids, mask), mask)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 3))
+def _decode(params: Params, config: VAEConfig, latents: Array, tile: Tiling | None) -> UInt8[Array, "1 t h w 3"]:
+    video = vae.decode(params, config, latents, tile=tile)
+    return jnp.round((video.astype(jnp.float32) + 1.0) * 127.5).astype(jnp.uint8)

@@ -1,0 +1,7 @@
+"""What to do at this step: how linears multiply (`precision`) and which blocks run at all (`cache`)."""
+
+from sixbit_jax.policies.base import PolicySpec, StepInfo
+from sixbit_jax.policies.cache import AbstractCachePolicy, NoCache
+from sixbit_jax.policies.precision import AbstractPrecisionPolicy, FixedPrecision
+
+__all__ = ["AbstractCachePolicy", "AbstractPrecisionPolicy", "FixedPrecision", "NoCache", "PolicySpec", "StepInfo"]

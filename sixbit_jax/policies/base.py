@@ -1,0 +1,45 @@
+"""What every policy is told: the static facts of a run, and the constants of one step.
+
+A policy is a frozen config plus explicit state. The sampler owns the state and threads it through its scan:
+
+    init(spec) -> state                             once
+    decide(spec, state, info) -> decision           before a step: pure and cheap
+    update(spec, state, info, observed) -> state    after it
+
+Guidance branches keep separate state: the sampler maps these three over branches, so a policy never sees the branch
+axis.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicySpec:
+    """Sizes a policy may need for its state. `groups` counts the precision decisions of a block."""
+
+    layers: int
+    groups: int
+    branches: int
+    steps: int
+    tokens: int
+    dim: int
+    dtype: str
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepInfo:
+    """Constants of a step, worked out before the run.
+
+    All steps together, the leaves lead with "i" and are scanned over.
+    """
+
+    step: Any  # i32, counts from 0
+    last: Any  # i32, index of the last step
+    timestep: Any  # f32, what the model is told
+    guidance: Any  # f32, scale of classifier-free guidance
+    expert: Any  # i32, which of the pipeline's transformers runs
+    solver: Any  # the scheduler's own slice of its plan

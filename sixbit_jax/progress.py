@@ -1,0 +1,55 @@
+"""Progress from inside the compiled scan.
+
+The program calls one fixed function, `report`, and whoever listens gets the numbers. Because the function never
+changes, neither does the program, and a listener costs no recompilation.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Listener = Callable[[int, float, float], None]
+_listeners: list[Listener] = []
+
+
+def report(step: Any, skipped: Any, bits: Any) -> None:
+    """Called on the host after step `step`: fraction of blocks skipped and mean activation bits at that step."""
+    for listener in _listeners:
+        listener(int(step), float(skipped), float(bits))
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Pass every report to `listener` while the block runs.
+
+    >>> with listening(lambda step, skipped, bits: print(step, skipped, bits)):
+    ...     report(3, 0.25, 6)
+    3 0.25 6.0
+    """
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+@contextlib.contextmanager
+def bar(steps: int, label: str = "denoise") -> Iterator[None]:
+    """A terminal bar with the running skip rate and mean activation bits."""
+    from tqdm import tqdm
+
+    sums = {"skipped": 0.0, "bits": 0.0}
+    with tqdm(total=steps, desc=label, unit="step", dynamic_ncols=True) as line:
+        line.set_postfix_str("compiling or loading the program")
+
+        def show(step: int, skipped: float, bits: float) -> None:
+            sums["skipped"] += skipped
+            sums["bits"] += bits
+            done = line.n + 1
+            # Reports of neighbouring steps may arrive out of order, so the bar counts them instead of trusting the
+            # index.
+            line.set_postfix_str(f"skipped {sums['skipped'] / done:.0%}, {sums['bits'] / done:.1f} bits", refresh=False)
+            line.update()
+
+        with listening(show):
+            yield

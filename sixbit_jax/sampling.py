@@ -1,0 +1,181 @@
+"""What `scripts/sample.py` does: check everything, load once, then one mp4 and one JSON sidecar a prompt."""
+
+import argparse
+import dataclasses
+import os
+import platform
+import resource
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sixbit_jax import outputs
+from sixbit_jax.errors import UserError, nearest
+
+_SETTINGS_FLAGS = (
+    *("negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale", "guidance_scale_2"),
+    *("flow_shift", "solver", "schedule", "seed", "fps"),
+)
+_VERSIONS = ("sixbit-jax", "jax", "jaxlib", "flax", "numpy", "av")
+
+
+def sample_videos(args: argparse.Namespace) -> None:
+    """Run the command. Everything that can be wrong is looked at before the weights are read."""
+    given = _given_settings(args)
+    prompts = _prompts(args)
+    targets = outputs.plan(args.output, prompts or [""], given.get("seed", 0))
+    initial = _read_latents(args.init_latents)
+    outputs.check_writable("--save-latents", args.save_latents)
+    if args.save_latents and len(targets) > 1:
+        raise UserError("--save-latents: holds one video; use --prompt instead of --prompt-file")
+
+    from sixbit_jax.settings import Settings
+
+    Settings(**given).checked()
+    pipe = _load(args)
+    defaults = pipe.components.defaults
+    prompts = prompts or ([defaults["prompt"]] if "prompt" in defaults else [])
+    if not prompts:
+        raise UserError("--prompt: this checkpoint has no default prompt; say what to show")
+    if args.dry_run:
+        print(_dry_run(pipe, pipe.settings(prompt=prompts[0], **given)))
+        return
+    print(_header(pipe))
+    for prompt, target in zip(prompts, targets, strict=True):
+        _one_video(args, pipe, prompt, given, initial, target)
+
+
+def _one_video(
+    args: argparse.Namespace, pipe: Any, prompt: str, given: dict[str, Any], initial: np.ndarray | None, target: Path
+) -> None:
+    from sixbit_jax import progress
+
+    settings = pipe.settings(prompt=prompt, **given)
+    _warn_unknown_words(pipe, settings)
+    with progress.bar(settings.num_inference_steps):
+        result = pipe(prompt, latents=initial, **given)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    result.save(target)
+    if args.save_latents:
+        outputs.write_npy(args.save_latents, result.latents)
+    sidecar = _sidecar(pipe, result)
+    outputs.write_json(target.with_suffix(".json"), sidecar)
+    if args.report:
+        from sixbit_jax.evaluate.report import write_report
+
+        write_report(target.with_suffix(".html"), target, result, sidecar)
+    total = sum(result.timings.values())
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.timings.items())
+    print(f"{target}  {total:.1f} s ({stages})")
+
+
+def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings the user typed; the checkpoint fills in the rest."""
+    given = {name: getattr(args, name) for name in _SETTINGS_FLAGS if getattr(args, name) is not None}
+    if args.size:
+        if "height" in given or "width" in given:
+            raise UserError("--size: says the same as --height and --width; give one or the other")
+        from sixbit_jax.settings import parse_size
+
+        given["width"], given["height"] = parse_size(args.size)
+    return given
+
+
+def _prompts(args: argparse.Namespace) -> list[str]:
+    if args.prompt_file is None:
+        return [] if args.prompt is None else [args.prompt]
+    try:
+        lines = args.prompt_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompt-file {args.prompt_file}: {getattr(error, 'strerror', None) or error}") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"--prompt-file {args.prompt_file}: has no prompts; one a line")
+    return prompts
+
+
+def _read_latents(path: Path | None) -> np.ndarray | None:
+    if path is None:
+        return None
+    try:
+        latents = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"--init-latents {path}: {getattr(error, 'strerror', None) or 'not a .npy file'}") from None
+    if not isinstance(latents, np.ndarray) or not np.issubdtype(latents.dtype, np.floating):
+        raise UserError(f"--init-latents {path}: needs one floating-point array (np.save)")
+    return latents
+
+
+def _load(args: argparse.Namespace) -> Any:
+    if args.no_compile_cache:
+        os.environ["SIXBIT_COMPILE_CACHE"] = "0"
+    import jax
+
+    from sixbit_jax import attention, recipes
+    from sixbit_jax.pipeline import WanPipeline
+
+    recipe = recipes.load(args.recipe or ("bf16" if jax.default_backend() == "gpu" else "f32"))
+    if args.cache_budget_gb is not None:
+        raise UserError(f"--cache-budget-gb: recipe {recipe.name} has no delta cache")
+    if args.attention and args.attention not in attention.implementations():
+        choices = attention.implementations()
+        raise UserError(f'--attention: unknown implementation "{args.attention}"; {nearest(args.attention, choices)}')
+    return WanPipeline.load(args.model, recipe, dtype=args.dtype, attention=args.attention)
+
+
+def _warn_unknown_words(pipe: Any, settings: Any) -> None:
+    unknown = pipe.components.tokenizer.unknown_words(settings.prompt)
+    if unknown:
+        print(f"warning: the tokenizer does not know {', '.join(unknown)}; the model will not either")
+
+
+def _header(pipe: Any) -> str:
+    import jax
+
+    sizes = pipe.components.weight_bytes()
+    weights = ", ".join(f"{name} {count / 1e6:.1f} MB" for name, count in sizes.items())
+    return f"{pipe.components.source} on {jax.devices()[0].device_kind}, recipe {pipe.recipe.name} ({pipe.recipe.dtype}): {weights}"
+
+
+def _dry_run(pipe: Any, settings: Any) -> str:
+    from sixbit_jax.estimate import EFFICIENCY, estimate, measured_rate
+
+    weights = sum(pipe.components.weight_bytes().values())
+    e = estimate(pipe.components.transformer_configs[0], settings, weights, pipe.recipe.dtype)
+    rate = measured_rate(pipe.recipe.dtype)
+    seconds = e.model_calls * e.tflop_per_call * 1e12 / (rate * EFFICIENCY)
+    return "\n".join(
+        (
+            f"{settings.width}x{settings.height}, {settings.num_frames} frames: {e.tokens} tokens, {e.model_calls} model calls",
+            f"work:   {e.tflop_per_call:.3f} TFLOP a call, {e.attention_share:.0%} of it attention",
+            f"time:   about {seconds:.0f} s of denoising at the {rate / 1e12:.2f} TFLOP/s measured here",
+            f"memory: about {(e.weight_bytes + e.activation_bytes) / 2**30:.2f} GiB, {e.weight_bytes / 2**30:.2f} of it weights",
+        )
+    )
+
+
+def _sidecar(pipe: Any, result: Any) -> dict[str, Any]:
+    """Everything needed to make this video again, and what making it took."""
+    import jax
+
+    from sixbit_jax import recipes
+
+    device = jax.devices()[0]
+    stats = device.memory_stats() or {}
+    routes = pipe.recipe.precision.routes
+    bits = np.array([route.bits for route in routes])[result.trace.route]
+    return {
+        "settings": dataclasses.asdict(result.settings),
+        "model": pipe.components.source,
+        "recipe": recipes.to_json(pipe.recipe),
+        "device": {"kind": device.device_kind, "platform": device.platform, "python": platform.python_version()},
+        "versions": {name: metadata.version(name) for name in _VERSIONS},
+        "timings_s": {stage: round(seconds, 3) for stage, seconds in result.timings.items()},
+        "weight_bytes": pipe.components.weight_bytes(),
+        "peak_device_bytes": stats.get("peak_bytes_in_use"),
+        "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "mean_activation_bits": float(bits.mean()),
+        "skip_rate": float(result.trace.skipped.mean()),
+    }
