@@ -28,7 +28,7 @@ from converters import wan_dit
 from converters.rules import convert
 from sixbit_jax.models import wan
 from sixbit_jax.models.wan_config import WAN_1_3B, WAN_14B, WanConfig
-from sixbit_jax.models.wan_shell import abstract_params
+from sixbit_jax.models.wan_modules import abstract_params
 
 SIZES = {"1.3B": WAN_1_3B, "14B": WAN_14B}
 KEPT_F32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")  # as diffusers loads a bf16 checkpoint
@@ -148,7 +148,10 @@ def times(model: torch.nn.Module, ours, inputs: dict[str, torch.Tensor], rounds:
         theirs()
         torch.cuda.synchronize()
         theirs_first = time.perf_counter() - start
-        pairs = [(clock(lambda: jax.block_until_ready(forward())), clock(theirs, torch.cuda.synchronize)) for _ in range(rounds + 1)]
+        pairs = [
+            (clock(lambda: jax.block_until_ready(forward())), clock(theirs, torch.cuda.synchronize))
+            for _ in range(rounds + 1)
+        ]
     mine, diffusers_ms = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
     return {
         "ms": round(mine, 2),
@@ -167,9 +170,10 @@ def clock(run, wait=lambda: None) -> float:
 
 
 def provenance() -> dict[str, str]:
-    commit = os.environ.get("COMMIT") or subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
+    commit = (
+        os.environ.get("COMMIT")
+        or subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    )
     return {
         "device": torch.cuda.get_device_name(),
         "jax": jax.__version__,

@@ -1,6 +1,7 @@
-"""What community files add to a checkpoint, ironed out: key prefixes and ComfyUI's FP8 scales. LoRA files are refused."""
+"""What community files add to a checkpoint: key prefixes and ComfyUI's FP8 scales. LoRA files are refused."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 
@@ -31,7 +32,7 @@ def _refuse_lora(reader: Reader, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _strip_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A prefix goes when every key carries it. In part of the keys it would mean two models in one file, and the keys stay as they are."""
+    """A prefix goes when every key carries it; on part of the keys only, it tells two models in one file apart."""
     for prefix in _PREFIXES:
         if tensors and all(key.startswith(prefix) for key in tensors):
             return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
@@ -44,12 +45,15 @@ def _apply_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key in tensors:
         weight = key.removesuffix(_SCALE) + "weight"
         if key.split(".")[-1] == _SCALE and weight in tensors:
-            scaled[weight] = _product(tensors[weight], tensors[key])
+            scaled[weight] = _product(tensors[weight], tensors[key], key)
             del scaled[key]
     return scaled
 
 
-def _product(weight: Tensor, scale: Tensor) -> Tensor:
+def _product(weight: Tensor, scale: Tensor, key: str) -> Tensor:
+    if math.prod(scale.shape) != 1:
+        raise UserError(f"{key} has shape {scale.shape}; only one scale per tensor is supported")
+
     def load() -> np.ndarray:
         return weight.load().astype(np.float32) * scale.load().astype(np.float32).reshape(())
 

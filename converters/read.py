@@ -1,7 +1,7 @@
 """Where tensors come from: safetensors files, sharded folders, and PyTorch's own `.pth` files, behind one `Reader`.
 
-A reader knows every tensor's shape and type at once and its values only when asked, so that a conversion holds one tensor at a time.
-`open_tensors` also irons out what community files add (see `community.py`).
+A reader knows every tensor's shape and type at once and its values only when asked, so that a conversion holds one
+tensor at a time. torch is imported here alone, and only for the files it wrote.
 """
 
 import dataclasses
@@ -75,24 +75,37 @@ def open_file(path: Path) -> dict[str, Tensor]:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a folder: those of its index, or all when there is none."""
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    """The files that hold a folder's weights: those of its index, or all when there is none."""
+    indexes = sorted(folder.glob("*.index.json"))
     if len(indexes) > 1:
         raise UserError(f"{folder}: has {len(indexes)} indexes ({', '.join(path.name for path in indexes)}); keep one")
     if not indexes:
-        return tuple(sorted(folder.glob("*.safetensors")))
-    files = sorted(set(_weight_map(indexes[0]).values()))
-    for name in files:
+        return tuple(sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")))
+    names = sorted(set(_weight_map(indexes[0]).values()))
+    for name in names:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing, although {indexes[0].name} names it; download it again")
-    return tuple(folder / name for name in files)
+    return tuple(folder / name for name in names)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing") from None
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: damaged (not a JSON object)")
+    return data
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(index.read_text())["weight_map"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{index}: not a safetensors index (no weight_map)") from None
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: damaged (no weight_map)")
+    return weight_map
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
@@ -103,10 +116,13 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _open_torch(path: Path) -> dict[str, Tensor]:
-    return {
-        key: Tensor(tuple(tensor.shape), _numpy_dtype(tensor), functools.partial(_to_numpy, tensor))
-        for key, tensor in _load_torch(path).items()
-    }
+    try:
+        return {
+            key: Tensor(tuple(tensor.shape), _numpy_dtype(tensor), functools.partial(_to_numpy, tensor))
+            for key, tensor in _load_torch(path).items()
+        }
+    except TypeError as error:
+        raise UserError(f"{path}: holds a number format that is not supported ({error})") from None
 
 
 def _load_torch(path: Path) -> dict[str, Any]:
@@ -121,7 +137,7 @@ def _load_torch(path: Path) -> dict[str, Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: damaged, or it holds more than tensors ({reason})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    tensors = {key: value.detach() for key, value in state.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no tensors by name")
     return tensors

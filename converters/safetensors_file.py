@@ -1,7 +1,7 @@
-"""The safetensors format, read and written without its library: eight bytes of header length, a JSON header, then raw data.
+"""The safetensors format, read and written: eight bytes of header length, a JSON header, then raw data.
 
-Own code because bf16 and f8 tensors must become numpy arrays (through `ml_dtypes`), every tensor must be mapped alone so that its pages go
-when it does, and a truncated download must be named in one line.
+Own code because bf16 and f8 tensors must become numpy arrays (through `ml_dtypes`), every tensor must be mapped alone
+so that its pages go when it does, and a truncated download must be named in one line.
 """
 
 import json

@@ -131,8 +131,7 @@ def _patch_transform(config: WanConfig) -> Transform:
     def forward(x: np.ndarray) -> np.ndarray:
         return x.transpose(0, 2, 3, 4, 1).reshape(x.shape[0], -1)
 
-    def inverse(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        d, c, *patch = shape
-        return x.reshape(d, *patch, c).transpose(0, 4, 1, 2, 3)
+    def inverse(x: np.ndarray, _: tuple[int, ...]) -> np.ndarray:
+        return x.reshape(x.shape[0], *config.patch_size, config.in_channels).transpose(0, 4, 1, 2, 3)
 
     return Transform("patches", forward, inverse)

@@ -18,13 +18,16 @@ IGNORED: dict[str, tuple[str, ...]] = {"diffusers": (), "original": ()}
 
 _CONV_3D = Transform("conv_3d", lambda x: x.transpose(2, 3, 4, 1, 0), lambda x, _: x.transpose(4, 3, 0, 1, 2))
 _CONV_2D = Transform("conv_2d", lambda x: x.transpose(2, 3, 1, 0), lambda x, _: x.transpose(3, 2, 0, 1))
-_POINTWISE = Transform("pointwise", lambda x: x.reshape(x.shape[:2]), lambda x, shape: x.reshape(shape))
-_FLAT = Transform("flat", lambda x: x.reshape(-1), lambda x, shape: x.reshape(shape))
+# The attention's convolutions and norm are of images, all others of videos.
+_POINTWISE_2D = Transform("pointwise_2d", lambda x: x[..., 0, 0], lambda x, _: x[..., None, None])
+_POINTWISE_3D = Transform("pointwise_3d", lambda x: x[..., 0, 0, 0], lambda x, _: x[..., None, None, None])
+_SCALE_2D = Transform("scale_2d", lambda x: x[:, 0, 0], lambda x, _: x[:, None, None])
+_SCALE_3D = Transform("scale_3d", lambda x: x[:, 0, 0, 0], lambda x, _: x[:, None, None, None])
 # (n, c, 3, 1, 1) to (n, 3·c): a linear over three frames stacked on the channels.
 _STACKED = Transform(
     "stacked",
     lambda x: x[..., 0, 0].transpose(0, 2, 1).reshape(x.shape[0], -1),
-    lambda x, shape: x.reshape(shape[0], shape[2], shape[1]).transpose(0, 2, 1)[..., None, None],
+    lambda x, _: x.reshape(x.shape[0], 3, -1).transpose(0, 2, 1)[..., None, None],
 )
 
 # Ours, diffusers, original.
@@ -32,24 +35,24 @@ _Names: TypeAlias = tuple[str, str, str]
 # Names of layers and the layout of their weights.
 _Table: TypeAlias = tuple[tuple[_Names, Transform], ...]
 _ENDS: _Table = (
-    (("to_moments", "quant_conv", "conv1"), _POINTWISE),
-    (("from_latents", "post_quant_conv", "conv2"), _POINTWISE),
+    (("to_moments", "quant_conv", "conv1"), _POINTWISE_3D),
+    (("from_latents", "post_quant_conv", "conv2"), _POINTWISE_3D),
 )
 _CODER: _Table = (
     (("conv_in", "conv_in", "conv1"), _CONV_3D),
-    (("middle/attention/norm", "mid_block.attentions.0.norm", "middle.1.norm"), _FLAT),
-    (("middle/attention/qkv", "mid_block.attentions.0.to_qkv", "middle.1.to_qkv"), _POINTWISE),
-    (("middle/attention/out", "mid_block.attentions.0.proj", "middle.1.proj"), _POINTWISE),
-    (("norm_out", "norm_out", "head.0"), _FLAT),
+    (("middle/attention/norm", "mid_block.attentions.0.norm", "middle.1.norm"), _SCALE_2D),
+    (("middle/attention/qkv", "mid_block.attentions.0.to_qkv", "middle.1.to_qkv"), _POINTWISE_2D),
+    (("middle/attention/out", "mid_block.attentions.0.proj", "middle.1.proj"), _POINTWISE_2D),
+    (("norm_out", "norm_out", "head.0"), _SCALE_3D),
     (("conv_out", "conv_out", "head.2"), _CONV_3D),
 )
 _RESNET: _Table = (
-    (("norm1", "norm1", "residual.0"), _FLAT),
+    (("norm1", "norm1", "residual.0"), _SCALE_3D),
     (("conv1", "conv1", "residual.2"), _CONV_3D),
-    (("norm2", "norm2", "residual.3"), _FLAT),
+    (("norm2", "norm2", "residual.3"), _SCALE_3D),
     (("conv2", "conv2", "residual.6"), _CONV_3D),
 )
-_SHORTCUT: _Table = ((("shortcut", "conv_shortcut", "shortcut"), _POINTWISE),)
+_SHORTCUT: _Table = ((("shortcut", "conv_shortcut", "shortcut"), _POINTWISE_3D),)
 _RESAMPLE: _Table = ((("conv", "resample.1", "resample.1"), _CONV_2D),)
 _TIME: _Table = ((("time", "time_conv", "time_conv"), _STACKED),)
 
@@ -81,8 +84,8 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], naming: str) -> VAEConfi
 
 
 def _layer_rules(target: str, source: str, transform: Transform) -> list[Rule]:
-    if transform is _FLAT:
-        return [Rule(f"{source}.gamma", f"{target}/scale", transform=_FLAT)]
+    if transform in (_SCALE_2D, _SCALE_3D):
+        return [Rule(f"{source}.gamma", f"{target}/scale", transform=transform)]
     return [Rule(f"{source}.weight", f"{target}/weight", transform=transform), Rule(f"{source}.bias", f"{target}/bias")]
 
 

@@ -27,17 +27,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--solver", help="unipc or euler")
     p.add_argument("--schedule", help="diffusers or wan: whose noise levels")
     p.add_argument("--seed", type=int, help="of the initial noise")
-    p.add_argument("--init-latents", type=Path, metavar="FILE.npy", help="initial noise (1, c, t, h, w) instead of a
-    seed") p.add_argument("--save-latents", type=Path, metavar="FILE.npy", help="write the denoised latents (1, c, t, h,
-    w)") p.add_argument("--recipe", help="a preset or a .json file; default: bf16 on a GPU, f32 elsewhere")
+    p.add_argument("--init-latents", type=Path, metavar="FILE.npy", help="initial noise (1, c, t, h, w)")
+    p.add_argument("--save-latents", type=Path, metavar="FILE.npy", help="write the result before decoding")
+    p.add_argument("--recipe", help="a preset or a .json file; default: bf16 on a GPU, f32 elsewhere")
     p.add_argument("--dtype", choices=("bf16", "f32"), help="overrides the recipe's number format")
     p.add_argument("--cache-budget-gb", type=float, help="limit for a recipe's delta cache")
     p.add_argument("--attention", help="an attention implementation; default: the fastest that runs here")
-    p.add_argument("--output", type=Path, default=Path("outputs"), help="an .mp4, or a folder") p.add_argument("--fps",
-    type=int, help="frames per second of the file") p.add_argument("--report", action="store_true", help="also write an
-    HTML page with the video and what was done") p.add_argument("--dry-run", action="store_true", help="print memory and
-    time estimates, make nothing") p.add_argument("--no-compile-cache", action="store_true", help="as
-    SIXBIT_COMPILE_CACHE=0") return p
+    p.add_argument("--output", type=Path, default=Path("outputs"), help="an .mp4, or a folder")
+    p.add_argument("--fps", type=int, help="frames per second of the file")
+    p.add_argument("--report", action="store_true", help="also write an HTML page of what was done")
+    p.add_argument("--dry-run", action="store_true", help="print memory and time estimates, make nothing")
+    p.add_argument("--no-compile-cache", action="store_true", help="as SIXBIT_COMPILE_CACHE=0")
+    return p
 
 
 def main() -> None:

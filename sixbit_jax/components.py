@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sixbit_jax import checkpoint
 from sixbit_jax.errors import UserError
-from sixbit_jax.models import umt5, vae_shell, wan_shell
+from sixbit_jax.models import umt5, vae, wan_modules
 from sixbit_jax.models.vae_config import VAEConfig
 from sixbit_jax.models.wan_config import WanConfig
 from sixbit_jax.recipes import DTYPES
@@ -48,9 +48,9 @@ class Components:
         if missing := [name for name in REQUIRED if name not in manifest.components]:
             raise UserError(f"--model {path_or_id}: has no {', '.join(missing)}; convert the whole pipeline folder")
         names = [name for name in ("transformer", "transformer_2") if name in manifest.components]
-        transformers = [_load(folder, name, WanConfig, wan_shell.abstract_params, dtype) for name in names]
+        transformers = [_load(folder, name, WanConfig, wan_modules.abstract_params, dtype) for name in names]
         text_config, text_params = _load(folder, "text_encoder", umt5.UMT5Config, umt5.abstract_params, dtype)
-        vae_config, vae_params = _load(folder, "vae", VAEConfig, vae_shell.abstract_params, "f32")
+        vae_config, vae_params = _load(folder, "vae", VAEConfig, vae.abstract_params, "f32")
         return cls(
             experts=tuple(params for _, params in transformers),
             transformer_configs=tuple(config for config, _ in transformers),

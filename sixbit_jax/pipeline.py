@@ -10,7 +10,7 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,7 @@ from sixbit_jax.components import Components
 from sixbit_jax.denoiser import WanDenoiser
 from sixbit_jax.errors import UserError
 from sixbit_jax.models import umt5, vae
-from sixbit_jax.models.vae_config import VAEConfig
-from sixbit_jax.models.vae_tiling import Tiling
+from sixbit_jax.models.vae import Tiling, VAEConfig
 from sixbit_jax.models.wan_config import GROUPS, TEXT_TOKENS, TRAIN_TIMESTEPS
 from sixbit_jax.policies import PolicySpec, StepInfo
 from sixbit_jax.recipes import Recipe
@@ -104,11 +103,9 @@ class WanPipeline:
         watch = Stopwatch()
         embeddings = watch("text", lambda: self.encode_text(chosen))
         noise = self.initial_latents(chosen, latents)
-        extras = self._extras(chosen, image_embeds, condition)
-        program = watch("compile", lambda: self.denoise_program(chosen, embeddings, noise, extras))
-        denoised, trace = watch(
-            "denoise", lambda: program(self.components.experts, embeddings, noise, self.infos(chosen), *extras)
-        )
+        arguments = (embeddings, noise, self.infos(chosen), *self._image_inputs(chosen, image_embeds, condition))
+        program = watch("compile", lambda: self.denoise_program(chosen, arguments))
+        denoised, trace = watch("denoise", lambda: program(self.components.experts, *arguments))
         video = watch("decode", lambda: self.decode(denoised))
         return Result(video, to_channels_first(denoised), jax.tree.map(np.asarray, trace), watch.seconds, chosen)
 
@@ -132,16 +129,12 @@ class WanPipeline:
         """The constants of every step."""
         return plan_steps(settings, self.components.boundary_ratio)
 
-    def denoise_program(
-        self, settings: Settings, embeddings: Array, noise: Array, extras: tuple[Any, Any]
-    ) -> Callable[..., Any]:
+    def denoise_program(self, settings: Settings, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         """The compiled reverse process for these shapes: from memory, from the compile cache, or compiled now."""
         parts = self.parts(settings)
-        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (embeddings, noise, extras))
-        key = (parts, str(shapes))
+        key = parts, str(jax.tree.map(jnp.shape, arguments))
         if key not in self._programs:
-            arguments = (self.components.experts, embeddings, noise, self.infos(settings), *extras)
-            self._programs[key] = _denoise.lower(parts, *arguments).compile()
+            self._programs[key] = _denoise.lower(parts, self.components.experts, *arguments).compile()
         return self._programs[key]
 
     def parts(self, settings: Settings) -> Sampler:
@@ -168,19 +161,19 @@ class WanPipeline:
         tile = Tiling() if pixels > UNTILED_PIXELS else None
         return np.asarray(_decode(self.components.vae_params, self.components.vae_config, latents, tile)[0])
 
-    def _extras(
+    def _image_inputs(
         self, settings: Settings, image_embeds: np.ndarray | None, condition: np.ndarray | None
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Array | None, Array | None]:
+        """Image tokens and the channels behind the noise, for the checkpoints that take them."""
         config = self.components.transformer_configs[0]
         channels = config.in_channels - config.out_channels
-        if channels and condition is None:
-            raise UserError(
-                f"this checkpoint continues an image: it needs `condition`, {channels} channels of latents (use the Python API)"
-            )
-        if (config.image_dim is not None) != (image_embeds is not None):
-            raise UserError(
-                f"`image_embeds`: this checkpoint takes {'CLIP image tokens' if config.image_dim else 'none'}"
-            )
+        for name, value, needed in (
+            ("condition", condition, channels > 0),
+            ("image_embeds", image_embeds, config.image_dim is not None),
+        ):
+            if needed != (value is not None):
+                verb = "continues an image and needs" if needed else "is text-to-video and takes no"
+                raise UserError(f"--model: this checkpoint {verb} `{name}` (an argument of WanPipeline's call)")
         image = None if image_embeds is None else jnp.asarray(image_embeds)
         if condition is None:
             return image, None
@@ -194,6 +187,7 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
 
     def __call__(self, stage: str, run: Callable[[], Any]) -> Any:
+        progress.announce(stage)
         start = time.perf_counter()
         result = run()
         jax.block_until_ready(result)
@@ -241,13 +235,14 @@ def from_channels_first(name: str, latents: np.ndarray, shape: tuple[int, int, i
 def _denoise(
     parts: Sampler,
     experts: tuple[Params, ...],
-    text: Array,
-    noise: Array,
+    text: Float[Array, "e p text"],
+    noise: Float[Array, "b t h w c"],
     infos: StepInfo,
-    image: Array | None,
-    channels: Array | None,
-) -> tuple[Array, Trace]:
-    contexts = parts.denoise.contexts(experts, text, image, channels)  # type: ignore[attr-defined]
+    image: Float[Array, "g image"] | None,
+    channels: Float[Array, "b t h w extra"] | None,
+) -> tuple[Float[Array, "b t h w c"], Trace]:
+    """The one program of a run: keys and values of the prompt, then the scan over steps."""
+    contexts = cast(WanDenoiser, parts.denoise).contexts(experts, text, image, channels)
     return sample(parts, experts, contexts, noise, infos, progress.report)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 Listener = Callable[[int, float, float], None]
 _listeners: list[Listener] = []
+_watchers: list[Callable[[str], None]] = []
 
 
 def report(step: Any, skipped: Any, bits: Any) -> None:
@@ -18,38 +19,44 @@ def report(step: Any, skipped: Any, bits: Any) -> None:
         listener(int(step), float(skipped), float(bits))
 
 
+def announce(stage: str) -> None:
+    """Called by the pipeline when a stage begins: text, compile, denoise, decode."""
+    for watcher in _watchers:
+        watcher(stage)
+
+
 @contextlib.contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Pass every report to `listener` while the block runs.
+def listening(listener: Listener, watcher: Callable[[str], None] = lambda stage: None) -> Iterator[None]:
+    """Pass every report to `listener`, and every stage to `watcher`, while the block runs.
 
     >>> with listening(lambda step, skipped, bits: print(step, skipped, bits)):
     ...     report(3, 0.25, 6)
     3 0.25 6.0
     """
     _listeners.append(listener)
+    _watchers.append(watcher)
     try:
         yield
     finally:
         _listeners.remove(listener)
+        _watchers.remove(watcher)
 
 
 @contextlib.contextmanager
-def bar(steps: int, label: str = "denoise") -> Iterator[None]:
-    """A terminal bar with the running skip rate and mean activation bits."""
+def bar(steps: int) -> Iterator[None]:
+    """A terminal bar: the stage, the steps, the running skip rate and mean activation bits."""
     from tqdm import tqdm
 
     sums = {"skipped": 0.0, "bits": 0.0}
-    with tqdm(total=steps, desc=label, unit="step", dynamic_ncols=True) as line:
-        line.set_postfix_str("compiling or loading the program")
+    with tqdm(total=steps, unit="step", dynamic_ncols=True) as line:
 
         def show(step: int, skipped: float, bits: float) -> None:
             sums["skipped"] += skipped
             sums["bits"] += bits
+            # Reports of neighbouring steps may arrive out of order, so the bar counts them and ignores the index.
             done = line.n + 1
-            # Reports of neighbouring steps may arrive out of order, so the bar counts them instead of trusting the
-            # index.
             line.set_postfix_str(f"skipped {sums['skipped'] / done:.0%}, {sums['bits'] / done:.1f} bits", refresh=False)
             line.update()
 
-        with listening(show):
+        with listening(show, line.set_description):
             yield

@@ -85,7 +85,8 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
     return _encode(recipe)
 
 
-def from_json(data: dict[str, Any]) -> Recipe:
+def from_json(data: Any) -> Recipe:
+    """The recipe that `to_json` wrote, or a person in its form."""
     recipe = _decode(data)
     if not isinstance(recipe, Recipe):
         raise UserError('recipe: the outermost "kind" must be "Recipe"')

@@ -136,7 +136,8 @@ def _header(pipe: Any) -> str:
 
     sizes = pipe.components.weight_bytes()
     weights = ", ".join(f"{name} {count / 1e6:.1f} MB" for name, count in sizes.items())
-    return f"{pipe.components.source} on {jax.devices()[0].device_kind}, recipe {pipe.recipe.name} ({pipe.recipe.dtype}): {weights}"
+    where = f"{pipe.components.source} on {jax.devices()[0].device_kind}"
+    return f"{where}, recipe {pipe.recipe.name} ({pipe.recipe.dtype}): {weights}"
 
 
 def _dry_run(pipe: Any, settings: Any) -> str:
@@ -146,14 +147,15 @@ def _dry_run(pipe: Any, settings: Any) -> str:
     e = estimate(pipe.components.transformer_configs[0], settings, weights, pipe.recipe.dtype)
     rate = measured_rate(pipe.recipe.dtype)
     seconds = e.model_calls * e.tflop_per_call * 1e12 / (rate * EFFICIENCY)
-    return "\n".join(
-        (
-            f"{settings.width}x{settings.height}, {settings.num_frames} frames: {e.tokens} tokens, {e.model_calls} model calls",
-            f"work:   {e.tflop_per_call:.3f} TFLOP a call, {e.attention_share:.0%} of it attention",
-            f"time:   about {seconds:.0f} s of denoising at the {rate / 1e12:.2f} TFLOP/s measured here",
-            f"memory: about {(e.weight_bytes + e.activation_bytes) / 2**30:.2f} GiB, {e.weight_bytes / 2**30:.2f} of it weights",
-        )
+    size = f"{settings.width}x{settings.height}, {settings.num_frames} frames"
+    total = (e.weight_bytes + e.activation_bytes) / 2**30
+    lines = (
+        f"{size}: {e.tokens} tokens, {e.model_calls} model calls",
+        f"work:   {e.tflop_per_call:.3f} TFLOP a call, {e.attention_share:.0%} of it attention",
+        f"time:   about {seconds:.0f} s of denoising at the {rate / 1e12:.2f} TFLOP/s measured here",
+        f"memory: about {total:.2f} GiB, {e.weight_bytes / 2**30:.2f} of it weights",
     )
+    return "\n".join(lines)
 
 
 def _sidecar(pipe: Any, result: Any) -> dict[str, Any]:

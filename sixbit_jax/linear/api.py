@@ -41,7 +41,7 @@ def implementations() -> tuple[str, ...]:
 
 def linear(
     x: Float[Array, "... k"],
-    w: Float[Array, "n k"],
+    w: Float[Array, "n _k"],
     bias: Float[Array, " n"] | None = None,
     *,
     act: str | None = None,

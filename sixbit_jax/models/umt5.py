@@ -88,7 +88,7 @@ class Embedding(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """`qkv` is one linear; `position_bias (l, buckets, a)` is f32, like every table that is added rather than multiplied."""
+    """`position_bias (l, buckets, a)` is f32: it is added to f32 scores."""
 
     def __init__(self, config: UMT5Config, *, rngs: nnx.Rngs, dtype: DType):
         d, inner, stack = config.d_model, config.inner_dim, (config.num_layers,)
@@ -99,7 +99,10 @@ class SelfAttention(nnx.Module):
 
 
 class Blocks(nnx.Module):
-    """All layers at once, stacked on the leading axis. `ffn_in` holds the rows of the gate, then those it multiplies."""
+    """All layers at once, stacked on the leading axis.
+
+    `ffn_in` holds the rows of the gate, then those of what it gates.
+    """
 
     def __init__(self, config: UMT5Config, *, rngs: nnx.Rngs, dtype: DType):
         d, f, stack = config.d_model, config.ffn_dim, (config.num_layers,)

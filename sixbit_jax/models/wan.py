@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from sixbit_jax.attention import attention
 from sixbit_jax.linear import linear, routed_linear
+from sixbit_jax.models.activations import gelu_tanh
 from sixbit_jax.models.norms import layer_norm, modulate, rms_norm
 from sixbit_jax.models.rope import rope_table, rotate
 from sixbit_jax.models.wan_config import GROUPS, WanConfig
@@ -58,7 +59,7 @@ def embed_context(
 ) -> Context:
     """Text (and CLIP image) tokens to the keys and values of every layer."""
     dtype = params["text_embedding"]["linear_in"]["weight"].dtype
-    text = _mlp(params["text_embedding"], text.astype(dtype), functools.partial(jax.nn.gelu, approximate=True))
+    text = _mlp(params["text_embedding"], text.astype(dtype), gelu_tanh)
     image = None if image is None else _embed_image(params["image_embedding"], config, image.astype(dtype))
 
     def layer(_: None, p: Params) -> tuple[None, Context]:
@@ -143,7 +144,7 @@ def block(
     x = x + cross_attention(p["cross_attention"], config, y, context, project, attend)
 
     y = modulate(layer_norm(x, config.eps), ffn_shift, ffn_scale).astype(x.dtype)
-    hidden = jax.nn.gelu(project("ffn_in", y, p["ffn_in"]).astype(jnp.float32), approximate=True).astype(x.dtype)
+    hidden = gelu_tanh(project("ffn_in", y, p["ffn_in"])).astype(x.dtype)
     return _gated_add(x, project("ffn_out", hidden, p["ffn_out"]), ffn_gate)
 
 

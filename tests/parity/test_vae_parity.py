@@ -25,7 +25,12 @@ SMALL_MEAN_STD = {"latents_mean": [0.5, -1.0, 0.25, 2.0], "latents_std": [2.0, 0
 CONFIGS = {
     "wan": {"base_dim": 8},
     "four latent channels, one block": {"base_dim": 16, "z_dim": 4, "num_res_blocks": 1, **SMALL_MEAN_STD},
-    "two stages": {"base_dim": 8, "dim_mult": [1, 3, 2], "temperal_downsample": [True, True], "scale_factor_spatial": 4},
+    "two stages": {
+        "base_dim": 8,
+        "dim_mult": [1, 3, 2],
+        "temperal_downsample": [True, True],
+        "scale_factor_spatial": 4,
+    },
 }
 
 
@@ -86,6 +91,7 @@ if __name__ == "__main__":
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     import time
+
     rng = np.random.default_rng(0)
     for name in CONFIGS:
         ref, config, params = models(name)
@@ -93,9 +99,29 @@ if __name__ == "__main__":
             video = rng.uniform(-1, 1, (b, frames, h, w, 3)).astype(np.float32)
             with torch.no_grad():
                 z = channels_last(ref.encode(channels_first(video)).latent_dist.mode())
-            t=time.time(); ours = np.asarray(encode_raw(params, config, video, frames_per_chunk=chunk)); t=time.time()-t
+            t = time.time()
+            ours = np.asarray(encode_raw(params, config, video, frames_per_chunk=chunk))
+            t = time.time() - t
             lat = rng.standard_normal(z.shape).astype(np.float32)
             with torch.no_grad():
                 y = channels_last(ref.decode(channels_first(lat)).sample)
-            t2=time.time(); oy = np.asarray(decode_raw(params, config, lat, frames_per_chunk=chunk)); t2=time.time()-t2
-            print(name, frames, h, w, chunk, ours.shape, "enc", np.abs(ours-z).max()/np.abs(z).max(), f"{t:.1f}s", "dec", oy.shape, np.abs(oy-y).max()/np.abs(y).max(), f"{t2:.1f}s", "sat", (np.abs(y)>=1).mean())
+            t2 = time.time()
+            oy = np.asarray(decode_raw(params, config, lat, frames_per_chunk=chunk))
+            t2 = time.time() - t2
+            print(
+                name,
+                frames,
+                h,
+                w,
+                chunk,
+                ours.shape,
+                "enc",
+                np.abs(ours - z).max() / np.abs(z).max(),
+                f"{t:.1f}s",
+                "dec",
+                oy.shape,
+                np.abs(oy - y).max() / np.abs(y).max(),
+                f"{t2:.1f}s",
+                "sat",
+                (np.abs(y) >= 1).mean(),
+            )

@@ -15,7 +15,7 @@ from converters import wan_dit
 from converters.rules import convert
 from sixbit_jax.models import wan
 from sixbit_jax.models.wan_config import WanConfig
-from sixbit_jax.models.wan_shell import abstract_params
+from sixbit_jax.models.wan_modules import abstract_params
 
 pytestmark = pytest.mark.parity
 
@@ -44,7 +44,9 @@ def error(ours, reference: torch.Tensor) -> float:
     return float(np.abs(np.asarray(ours) - reference).max() / np.abs(reference).max())
 
 
-def run(model, config, params, frames: int, height: int, width: int, batch: int = 1, image_tokens: int = 0, **options) -> float:
+def run(
+    model, config, params, frames: int, height: int, width: int, batch: int = 1, image_tokens: int = 0, **options
+) -> float:
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(batch, config.in_channels, frames, height, width, generator=generator)
     text = torch.randn(batch, 512, config.text_dim, generator=generator)
@@ -63,7 +65,8 @@ def run(model, config, params, frames: int, height: int, width: int, batch: int 
 
 
 @pytest.mark.parametrize(
-    ("heads", "layers", "frames", "height", "width"), [(1, 1, 1, 4, 4), (2, 2, 3, 6, 4), (3, 4, 5, 4, 10), (1, 3, 7, 2, 2)]
+    ("heads", "layers", "frames", "height", "width"),
+    [(1, 1, 1, 4, 4), (2, 2, 3, 6, 4), (3, 4, 5, 4, 10), (1, 3, 7, 2, 2)],
 )
 def test_whole_model(heads, layers, frames, height, width):
     model, config, params = build(num_attention_heads=heads, num_layers=layers)
@@ -114,7 +117,9 @@ def test_rope_table_is_the_references_bit_for_bit():
     np.testing.assert_allclose(np.abs(ours_sin), np.abs(sin), atol=1.2e-7, rtol=0)
 
 
-@pytest.mark.parametrize("changes", [{}, {"in_channels": 36, "image_dim": 40, "added_kv_proj_dim": 256, "pos_embed_seq_len": 18}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"in_channels": 36, "image_dim": 40, "added_kv_proj_dim": 256, "pos_embed_seq_len": 18}]
+)
 def test_configuration_from_shapes(changes):
     model, config, _ = build(**changes)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}

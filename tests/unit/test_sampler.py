@@ -13,7 +13,7 @@ from jax import lax
 from sixbit_jax import schedulers
 from sixbit_jax.models import wan
 from sixbit_jax.models.wan_config import GROUPS, WanConfig
-from sixbit_jax.models.wan_shell import init_params
+from sixbit_jax.models.wan_modules import init_params
 from sixbit_jax.policies import FixedPrecision, NoCache, PolicySpec, StepInfo
 from sixbit_jax.policies.cache import AbstractCachePolicy
 from sixbit_jax.policies.precision import AbstractPrecisionPolicy

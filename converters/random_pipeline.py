@@ -1,0 +1,132 @@
+"""A whole pipeline folder in diffusers' layout with random weights: for tests, for CI, and for measuring speed.
+
+Tensors are drawn one at a time under the names of the tables, so that a 14B model needs no more memory than its largest
+tensor. Norms and biases are random too: a converter that mixes them up must not pass unnoticed.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.components import COMPONENTS, DTYPES, Kind
+from converters.export import Described, count_bytes, describe, write_component, write_json
+from converters.rules import Rule
+from converters.tokenizer import write_tokenizer
+from sixbit_jax.errors import UserError, nearest
+from sixbit_jax.models.umt5 import UMT5_XXL, UMT5Config
+from sixbit_jax.models.vae_config import VAEConfig
+from sixbit_jax.models.wan_config import WAN_1_3B, WAN_14B, WanConfig
+from sixbit_jax.staging import refuse_full_disk, staged
+
+_VAE = VAEConfig()
+_TINY_WAN = WanConfig(num_layers=2, num_heads=2, ffn_dim=512, text_dim=64)
+_TINY_TEXT = UMT5Config(vocab_size=256, d_model=64, num_layers=2, num_heads=4, ffn_dim=128, head_dim=16)
+_TINY_DEFAULTS = {
+    "prompt": "a red circle drifts to the left",
+    "height": 64,
+    "width": 64,
+    "num_frames": 5,
+    "num_inference_steps": 4,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What a named size is made of. Two experts make a Wan2.2 pipeline."""
+
+    transformer: WanConfig
+    text_encoder: UMT5Config = UMT5_XXL
+    vae: VAEConfig = _VAE
+    experts: int = 1
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def components(self) -> dict[str, Any]:
+        experts = {name: self.transformer for name in ("transformer", "transformer_2")[: self.experts]}
+        return experts | {"text_encoder": self.text_encoder, "vae": self.vae}
+
+
+_TINY = Size(_TINY_WAN, _TINY_TEXT, VAEConfig(base_dim=16), defaults=_TINY_DEFAULTS)
+SIZES = {
+    "tiny": _TINY,
+    "tiny-a14b": dataclasses.replace(_TINY, experts=2),
+    "1.3B": Size(WAN_1_3B),
+    "14B": Size(WAN_14B),
+    "a14b": Size(WAN_14B, experts=2),
+}
+
+
+def write_random_pipeline(folder: Path, size: str = "tiny", seed: int = 0, dtype: str = "f32") -> None:
+    """Write a folder that `diffusers.WanPipeline.from_pretrained` loads and `scripts/convert.py` reads."""
+    if size not in SIZES:
+        raise UserError(f'--size: unknown size "{size}"; {nearest(size, SIZES)}')
+    chosen = SIZES[size]
+    parts = {name: _describe(COMPONENTS[name], config, dtype) for name, config in chosen.components().items()}
+    refuse_full_disk(folder, sum(count_bytes(described) for _, described in parts.values()))
+    with staged(folder, overwrite=False, replaceable=lambda _: False) as partial:
+        for name, config in chosen.components().items():
+            rules, described = parts[name]
+            tensors = _draw_tensors(rules, described, seed)
+            write_component(partial / name, COMPONENTS[name], config, tensors, described)
+        write_tokenizer(partial / "tokenizer")
+        write_json(partial / "scheduler" / "scheduler_config.json", _SCHEDULER)
+        write_json(partial / "model_index.json", _model_index(chosen))
+        if chosen.defaults:
+            write_json(partial / "defaults.json", chosen.defaults)
+
+
+def _describe(kind: Kind, config: Any, dtype: str) -> tuple[Sequence[Rule], Described]:
+    rules = kind.table.rules(config, "diffusers")
+    return rules, describe(rules, kind.abstract_params(config, DTYPES[kind.dtype(dtype)]))
+
+
+def _draw_tensors(rules: Sequence[Rule], described: Described, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    for rule in rules:
+        dtype, shape = described[rule.source]
+        rng = np.random.default_rng([seed, zlib.crc32(rule.source.encode())])
+        normal = rng.standard_normal(shape, np.float32)
+        draw = _DRAWS.get(rule.target.split("/")[-1], _table)
+        yield rule.source, draw(normal).astype(dtype)
+
+
+def _table(normal: np.ndarray) -> np.ndarray:
+    return normal * normal.shape[-1] ** -0.5
+
+
+# By the last word of our path: matrices keep the variance of their input, norms scale by about one.
+_DRAWS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "weight": lambda normal: normal * float(np.prod(normal.shape[1:])) ** -0.5,
+    "bias": lambda normal: normal * 0.1,
+    "scale": lambda normal: normal * 0.1 + 1.0,
+}
+
+
+def _model_index(size: Size) -> dict[str, Any]:
+    classes = {name: [COMPONENTS[name].library, COMPONENTS[name].class_name] for name in size.components()}
+    return {
+        "_class_name": "WanPipeline",
+        "_diffusers_version": "0.35.0",
+        "boundary_ratio": 0.875 if size.experts > 1 else None,
+        "expand_timesteps": False,
+        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer_2": [None, None],
+    } | classes
+
+
+_SCHEDULER = {
+    "_class_name": "UniPCMultistepScheduler",
+    "_diffusers_version": "0.35.0",
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 3.0,
+    "solver_order": 2,
+    "solver_type": "bh2",
+    "predict_x0": True,
+    "lower_order_final": True,
+    "final_sigmas_type": "zero",
+}

@@ -1,0 +1,38 @@
+"""Video generation with Wan-style diffusion transformers in low precision, in JAX, on GPUs.
+
+    from sixbit_jax import WanPipeline
+    WanPipeline.load("assets/tiny-wan", "f32")("a red circle drifts to the left").save("circle.mp4")
+
+Names load on first use: importing the package touches no device and no heavy library.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sixbit_jax.attention import attention
+    from sixbit_jax.linear import linear
+    from sixbit_jax.pipeline import Result, WanPipeline
+    from sixbit_jax.settings import Settings
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Result": "sixbit_jax.pipeline",
+    "Settings": "sixbit_jax.settings",
+    "WanPipeline": "sixbit_jax.pipeline",
+    "attention": "sixbit_jax.attention",
+    "linear": "sixbit_jax.linear",
+}
+
+__all__ = ["Result", "Settings", "WanPipeline", "attention", "linear"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

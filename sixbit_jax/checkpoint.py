@@ -1,0 +1,169 @@
+"""Checkpoints: a folder with a manifest, one Orbax tree per component, and the tokenizer.
+
+    manifest.json  transformer/  [transformer_2/]  text_encoder/  vae/  tokenizer/
+
+`draft` makes such a folder, whole or not at all; `load` gives a component back as arrays on the default device.
+Data is stored as it lies in memory, one chunk per parameter and uncompressed: saving then needs no second copy.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sixbit_jax.errors import UserError, nearest
+from sixbit_jax.manifest import (
+    Component,
+    Manifest,
+    build_abstract,
+    describe,
+    difference,
+    is_checkpoint,
+    read_manifest,
+    write_manifest,
+)
+from sixbit_jax.shapes import Params
+from sixbit_jax.staging import is_full_disk, staged
+
+__all__ = ["Draft", "draft", "is_checkpoint", "load", "load_numpy", "read_manifest"]
+
+TOKENIZER = "tokenizer"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+@dataclasses.dataclass
+class Draft:
+    """A checkpoint being written. It becomes one when the `draft` block ends; a failure inside leaves nothing."""
+
+    folder: Path
+    components: dict[str, Component] = dataclasses.field(default_factory=dict)
+
+    def add(self, name: str, kind: str, config: dict[str, Any], dtype: str, params: Params) -> None:
+        """Write one component's parameters."""
+        _save_tree(self.folder / name, params)
+        self.components[name] = Component(kind, config, dtype, describe(params))
+
+    def add_tokenizer(self, source: Path) -> None:
+        """Copy the two files of a tokenizer folder that `text.load_tokenizer` reads."""
+        target = self.folder / TOKENIZER
+        target.mkdir()
+        for name in _TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, target / name)
+
+    def read_back(self, name: str) -> Params:
+        """A component as it now stands on disk."""
+        return _restore(self.folder / name, build_abstract(self.components[name].parameters))
+
+    def finish(self, pipeline: dict[str, Any], source: dict[str, Any]) -> None:
+        """Write the manifest, which is what makes the folder a checkpoint."""
+        write_manifest(self.folder, Manifest(self.components, pipeline, source))
+
+
+@contextlib.contextmanager
+def draft(folder: Path, *, overwrite: bool = False) -> Iterator[Draft]:
+    """Write a checkpoint to `folder`; an existing one is replaced only with `overwrite`."""
+    with staged(folder, overwrite=overwrite, replaceable=is_checkpoint) as partial:
+        yield Draft(partial)
+
+
+def load(folder: Path, component: str, abstract: Params | None = None) -> tuple[dict[str, Any], Params]:
+    """The configuration and parameters of a component, as arrays on the default device.
+
+    `abstract` is the tree that the caller's model code expects: any difference is refused before data is read.
+    """
+    entry = _entry(folder, component)
+    if abstract is not None and (text := difference(describe(abstract), entry.parameters)):
+        raise UserError(f"{folder / component}: does not fit its configuration: {text}; convert the checkpoint again")
+    sharding = jnp.zeros(()).sharding  # where new arrays land: the default device
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), build_abstract(entry.parameters)
+    )
+    return entry.config, _restore(folder / component, wanted)
+
+
+def load_numpy(folder: Path, component: str) -> tuple[dict[str, Any], Params]:
+    """Like `load`, as numpy arrays in host memory."""
+    entry = _entry(folder, component)
+    return entry.config, _restore(folder / component, build_abstract(entry.parameters))
+
+
+def _entry(folder: Path, component: str) -> Component:
+    components = read_manifest(folder).components
+    if component not in components:
+        raise UserError(f"{folder}: the checkpoint has no {component}; {nearest(component, components)}")
+    if not (folder / component).is_dir():
+        raise UserError(f"{folder / component}: missing, although the manifest names it; convert the checkpoint again")
+    return components[component]
+
+
+def _save_tree(path: Path, params: Params) -> None:
+    import orbax.checkpoint as ocp
+
+    handlers = ocp.type_handlers.create_type_handler_registry(
+        # Orbax copies host arrays in case they change while it writes; nothing changes them here.
+        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),
+    )
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers)
+    # A file size of 0 is no limit; a limit would cut large parameters into chunks, and chunks are copied.
+    arguments = ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=0)
+    with _quiet(), ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(path.absolute(), args=arguments)
+
+
+def _restore(path: Path, abstract: Params) -> Params:
+    """Leaves that carry a sharding become jax arrays there, the others numpy arrays."""
+    import orbax.checkpoint as ocp
+
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_concurrent_gb(abstract))
+    arguments = ocp.args.PyTreeRestore(item=abstract, restore_args=jax.tree.map(_restore_arguments, abstract))
+    try:
+        with _quiet(), ocp.Checkpointer(handler) as checkpointer:
+            params = checkpointer.restore(path.absolute(), args=arguments)
+    except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
+        if is_full_disk(error) or isinstance(error, MemoryError):
+            raise
+        raise UserError(f"{path}: cannot be read ({_first_line(error)}); convert the checkpoint again") from None
+    if text := difference(describe(abstract), describe(params)):
+        raise UserError(f"{path}: differs from the manifest: {text}; convert the checkpoint again")
+    return params
+
+
+def _restore_arguments(leaf: jax.ShapeDtypeStruct) -> Any:
+    import orbax.checkpoint as ocp
+
+    if leaf.sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+    return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+
+def _concurrent_gb(abstract: Params) -> int:
+    """How much may be on its way through host memory at once: room for the largest parameter, not for the model."""
+    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    return max(4, 3 * math.ceil(largest / 1e9))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax reports its own progress and timings through absl; warnings about them are not the user's business."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

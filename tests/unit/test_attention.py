@@ -1,0 +1,67 @@
+"""`attention`: implementations against float64, key padding, blocks of queries, worded refusal."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sixbit_jax.attention import attention, explain, xla
+from sixbit_jax.dispatch import UnsupportedError
+
+
+def operands(rng, queries=9, keys=13, dtype=jnp.float32):
+    make = lambda tokens: jnp.asarray(rng.standard_normal((2, tokens, 3, 16)), dtype)
+    return make(queries), make(keys), make(keys)
+
+
+def exact(q, k, v, valid):
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k[:, :valid], v[:, :valid]))
+    scores = np.einsum("bqac,bkac->baqk", q, k) / 4.0
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("baqk,bkac->bqac", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("name", ["xla", "reference"])
+@pytest.mark.parametrize("valid", [None, 1, 7, 13])
+def test_f32_equals_float64(rng, name, valid):
+    q, k, v = operands(rng)
+    y = attention(q, k, v, valid_keys=valid, implementation=name)
+    np.testing.assert_allclose(y, exact(q, k, v, valid), atol=5e-6, rtol=0)
+
+
+def test_padding_is_never_seen(rng):
+    q, k, v = operands(rng)
+    poison = k.at[:, 7:].set(jnp.nan), v.at[:, 7:].set(jnp.nan)
+    np.testing.assert_array_equal(attention(q, *poison, valid_keys=7), attention(q, k, v, valid_keys=7))
+
+
+@pytest.mark.parametrize("score_bytes", [1, 300, 1000, 10**9])
+def test_blocks_of_queries_change_nothing(rng, monkeypatch, score_bytes):
+    monkeypatch.setattr(xla, "SCORE_BYTES", score_bytes)
+    q, k, v = operands(rng, queries=11)
+    np.testing.assert_allclose(attention(q, k, v, valid_keys=12), exact(q, k, v, 12), atol=5e-6, rtol=0)
+
+
+def test_score_memory_is_bounded():
+    """8192 x 8192 scores of two heads are 512 MiB in f32; blocks keep the program's scratch to a fraction."""
+    q = jax.ShapeDtypeStruct((1, 8192, 2, 16), jnp.float32)
+    memory = jax.jit(lambda q: attention(q, q, q)).lower(q).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 1.5 * 2 * xla.SCORE_BYTES
+    assert memory.temp_size_in_bytes < 2 * 8192 * 8192 * 4 * 1.5
+
+
+def test_cudnn_says_why_it_does_not_run_here(rng):
+    q, k, v = operands(rng)
+    if jax.default_backend() == "gpu":
+        with pytest.raises(UnsupportedError, match="bfloat16 or float16"):
+            attention(q, k, v, implementation="cudnn")
+    else:
+        with pytest.raises(UnsupportedError, match="needs an NVIDIA GPU"):
+            attention(q, k, v, implementation="cudnn")
+    assert explain(q, k).rejected[0][0] == "cudnn"
+
+
+def test_impossible_key_counts_are_refused(rng):
+    q, k, v = operands(rng)
+    with pytest.raises(ValueError, match=r"valid_keys=14 is not within 1\.\.13"):
+        attention(q, k, v, valid_keys=14)

@@ -1,0 +1,76 @@
+"""`linear`: implementations against the oracle, named choice, worded refusal."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sixbit_jax.dispatch import UnsupportedError
+from sixbit_jax.linear import explain, implementations, linear, routed_linear
+from sixbit_jax.routes import Route
+
+
+def operands(rng, shape=(3, 5, 48), n=7, dtype=jnp.float32):
+    x = jnp.asarray(rng.standard_normal(shape), dtype)
+    w, bias = jnp.asarray(rng.standard_normal((n, shape[-1])), dtype), jnp.asarray(rng.standard_normal(n), dtype)
+    return x, w, bias
+
+
+@pytest.mark.parametrize("name", implementations())
+@pytest.mark.parametrize("shape", [(48,), (1, 48), (3, 5, 48)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_f32_equals_float64(rng, name, shape, with_bias):
+    x, w, bias = operands(rng, shape)
+    y = linear(x, w, bias if with_bias else None, implementation=name)
+    expected = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T + (
+        np.asarray(bias, np.float64) if with_bias else 0
+    )
+    # 48 products of unit normals, each rounded to 2**-24: far below 1e-5 of values around 7.
+    np.testing.assert_allclose(y, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", implementations())
+def test_bf16_rounds_at_most_twice(rng, name):
+    """Accumulation is f32: the error is that of rounding the product and the sum to bf16, 2**-8 of their size each."""
+    x, w, bias = operands(rng, dtype=jnp.bfloat16)
+    y = linear(x, w, bias, implementation=name)
+    exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
+    bound = 2.0**-8 * (np.abs(exact) + np.abs(exact + np.asarray(bias, np.float64))) + 1e-6
+    assert y.dtype == jnp.bfloat16
+    assert (np.abs(np.asarray(y, np.float64) - exact - np.asarray(bias, np.float64)) <= bound).all()
+
+
+def test_unknown_implementation_names_the_nearest(rng):
+    with pytest.raises(ValueError, match='did you mean "reference"'):
+        linear(*operands(rng), implementation="referense")
+
+
+def test_named_implementation_runs_or_says_why_not(rng):
+    x, w, bias = operands(rng)
+    with pytest.raises(UnsupportedError, match="cast one of them"):
+        linear(x.astype(jnp.bfloat16), w, bias, implementation="xla")
+    with pytest.raises(UnsupportedError, match="quantized weight"):
+        linear(x, w, act="int8")
+
+
+def test_mixed_dtypes_fall_to_the_oracle_and_say_so(rng):
+    x, w, _ = operands(rng)
+    choice = explain(x.astype(jnp.bfloat16), w)
+    assert choice.name == "reference"
+    assert "not xla" in str(choice)
+
+
+def test_wrong_inner_size_is_named(rng):
+    x, w, _ = operands(rng)
+    with pytest.raises(ValueError, match="48 features, w expects 47"):
+        linear(x, w[:, :47])
+
+
+def test_routed_linear_takes_the_route_of_the_index(rng):
+    x, w, bias = operands(rng)
+    routes = (Route(), Route(implementation="reference"))
+    run = jax.jit(lambda index: routed_linear(x, w, bias, routes, index))
+    for index in range(2):
+        np.testing.assert_allclose(run(jnp.int32(index)), linear(x, w, bias), atol=1e-5, rtol=0)
+    assert "cond" in str(jax.make_jaxpr(lambda i: routed_linear(x, w, bias, routes, i))(jnp.int32(0)))
+    assert "cond" not in str(jax.make_jaxpr(lambda i: routed_linear(x, w, bias, routes[:1], i))(jnp.int32(0)))
