@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
@@ -18,6 +18,7 @@ from sixbit_jax.shapes import Params
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
+@runtime_checkable
 class Table(Protocol):
     """What a table module offers. `MARKERS` names, per naming, a key that no other naming and no other model has."""
 

@@ -132,9 +132,9 @@ def _config(kind: Kind, part: Part, reader: Reader, naming: str) -> Any:
     """From `config.json`, or from the tensors when there is none; what the file leaves open the tensors decide."""
     try:
         inferred = kind.table.infer_config(reader.shapes(), naming)
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{part.files[0]}: tensors are missing, its configuration cannot be told ({error!r})") from None
     if part.config is None:
         return inferred

@@ -8,7 +8,7 @@ walks the same slots the other way.
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,7 @@ class Rule:
         return f"{self.target}{layer}{part}"
 
 
+@runtime_checkable
 class TensorSource(Protocol):
     """What the engine needs of a reader (see `read.py`)."""
 

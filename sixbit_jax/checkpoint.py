@@ -132,7 +132,7 @@ def _restore(path: Path, abstract: Params) -> Params:
     except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
         if is_full_disk(error) or isinstance(error, MemoryError):
             raise
-        raise UserError(f"{path}: cannot be read ({_first_line(error)}); convert the checkpoint again") from None
+        raise UserError(f"{path}: files are damaged or missing; convert the checkpoint again") from error
     if text := difference(describe(abstract), describe(params)):
         raise UserError(f"{path}: differs from the manifest: {text}; convert the checkpoint again")
     return params
@@ -150,11 +150,6 @@ def _concurrent_gb(abstract: Params) -> int:
     """How much may be on its way through host memory at once: room for the largest parameter, not for the model."""
     largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
     return max(4, 3 * math.ceil(largest / 1e9))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 @contextlib.contextmanager

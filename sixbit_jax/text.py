@@ -89,7 +89,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise UserError(f"--model: {file} has no padding token {names['pad_token']}")
     end_id = backend.token_to_id(names["eos_token"])
     sample = backend.encode("a").ids
-    if sample.count(end_id) != 1 or sample[-1] != end_id:
+    if end_id is None or sample.count(end_id) != 1 or sample[-1] != end_id:
         raise UserError(f"--model: {file} does not end prompts with one {names['eos_token']}, as UMT5 needs")
     return Tokenizer(backend, pad_id=pad_id, end_id=end_id, unknown_id=backend.token_to_id(names["unk_token"]))
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
+from memory_source import memory_reader
 from transformers import UMT5EncoderModel
 
 from converters import rules
@@ -12,25 +13,6 @@ from converters import umt5 as tables
 from sixbit_jax.models import umt5
 from sixbit_jax.models.umt5 import UMT5Config
 from sixbit_jax.shapes import Params
-
-
-class StateDict:
-    """A state dict as the converter's engine reads it."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor]):
-        self._tensors = tensors
-
-    def keys(self) -> list[str]:
-        return list(self._tensors)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._tensors[key].shape)
-
-    def dtype(self, key: str) -> Any:
-        return self.read(key).dtype
-
-    def read(self, key: str) -> Any:
-        return self._tensors[key].float().numpy()
 
 
 def randomize(model: UMT5EncoderModel, seed: int = 0) -> UMT5EncoderModel:
@@ -57,5 +39,6 @@ def convert(model: UMT5EncoderModel, dtype: Any = jnp.float32) -> tuple[UMT5Conf
 def convert_tensors(config: UMT5Config, tensors: dict[str, torch.Tensor], naming: str, dtype: Any) -> Params:
     """A state dict in either naming as our parameters."""
     table, ignored = tables.rules(config, naming), tables.IGNORED[naming]
-    arrays = rules.convert(StateDict(tensors), table, umt5.abstract_params(config, dtype), ignored=ignored)
+    source = memory_reader({key: tensor.numpy() for key, tensor in tensors.items()})
+    arrays = rules.convert(source, table, umt5.abstract_params(config, dtype), ignored=ignored)
     return jax.tree.map(jnp.asarray, arrays)

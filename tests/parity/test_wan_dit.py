@@ -22,6 +22,25 @@ pytestmark = pytest.mark.parity
 BOUND = 1e-4
 
 
+class StateDict:
+    """A PyTorch model as a source of tensors."""
+
+    def __init__(self, model: torch.nn.Module):
+        self._arrays = {key: value.numpy() for key, value in model.state_dict().items()}
+
+    def keys(self):
+        return self._arrays.keys()
+
+    def shape(self, key):
+        return self._arrays[key].shape
+
+    def dtype(self, key):
+        return self._arrays[key].dtype
+
+    def read(self, key):
+        return self._arrays[key]
+
+
 def build(seed: int = 0, **changes) -> tuple[torch.nn.Module, WanConfig, dict]:
     """A diffusers model with every parameter random (its own initialisation leaves biases and norms trivial), and ours from it."""
     sizes = {"num_layers": 2, "num_attention_heads": 2, "ffn_dim": 384, "text_dim": 48, "freq_dim": 32} | changes
@@ -34,8 +53,8 @@ def build(seed: int = 0, **changes) -> tuple[torch.nn.Module, WanConfig, dict]:
         elif "scale_shift" in name or "pos_embed" in name:
             parameter.copy_(0.5 * noise)
     config = WanConfig.from_dict(dict(model.config))
-    state = {key: value.numpy() for key, value in model.state_dict().items()}
-    return model, config, convert(state, wan_dit.rules(config, "diffusers"), abstract_params(config, jnp.float32))
+    arrays = convert(StateDict(model), wan_dit.rules(config, "diffusers"), abstract_params(config, jnp.float32))
+    return model, config, jax.tree.map(jnp.asarray, arrays)
 
 
 def error(ours, reference: torch.Tensor) -> float:

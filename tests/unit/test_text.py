@@ -1,5 +1,6 @@
 """Cleaning, tokenizing and padding, with a tokenizer small enough to read."""
 
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -109,10 +110,13 @@ def test_a_tokenizer_without_exactly_one_end_token_is_refused(tmp_path: Path, te
         load_tokenizer(tmp_path)
 
 
-def test_missing_padding_token_is_named(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("name", "message"), [("pad_token", "no padding token <nil>"), ("eos_token", "end prompts with one <nil>")]
+)
+def test_missing_special_token_is_named(tmp_path: Path, name: str, message: str):
     write_tokenizer(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<nil>"}')
-    with pytest.raises(UserError, match="no padding token <nil>"):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({name: "<nil>"}))
+    with pytest.raises(UserError, match=message):
         load_tokenizer(tmp_path)
 
 

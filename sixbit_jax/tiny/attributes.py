@@ -1,0 +1,76 @@
+"""The truth about a scene in words, and which combinations are kept out of training.
+
+A combination of colour, shape and kind of motion is held out when a checksum of its name says so: fixed for good, and
+the same in captions, samplers and tests.
+"""
+
+import dataclasses
+import itertools
+import zlib
+
+import numpy as np
+
+from sixbit_jax.tiny import names
+from sixbit_jax.tiny.scene import Scene
+
+_HELD_OUT_ONE_IN = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectAttributes:
+    """One object, in the words of `names`."""
+
+    colour: str
+    shape: str
+    motion: str
+    direction: str
+    size: str
+    speed: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Attributes:
+    """One scene, in the words of `names`."""
+
+    objects: tuple[ObjectAttributes, ...]
+    background: str
+    background_colour: str
+
+
+def attributes(scene: Scene) -> Attributes:
+    """What a single (not batched) scene shows."""
+    objects, background = scene.objects, scene.background
+    return Attributes(
+        tuple(_object(objects, slot) for slot in np.flatnonzero(np.asarray(objects.present))),
+        names.BACKGROUNDS[int(background.kind)],
+        names.BACKGROUND_COLOURS[int(background.colour)],
+    )
+
+
+def is_held_out(truth: Attributes) -> bool:
+    """True if some object has a combination of colour, shape and motion that training never shows."""
+    return any(_held_out(thing.colour, thing.shape, thing.motion) for thing in truth.objects)
+
+
+def _object(objects, slot: int) -> ObjectAttributes:
+    def word(field: str, choices: tuple[str, ...]) -> str:
+        return choices[int(getattr(objects, field)[slot])]
+
+    return ObjectAttributes(
+        colour=word("colour", names.COLOURS),
+        shape=word("shape", names.SHAPES),
+        motion=word("motion", names.MOTIONS),
+        direction=word("direction", names.DIRECTIONS),
+        size=word("size", names.SIZES),
+        speed=word("speed", names.SPEEDS),
+    )
+
+
+def _held_out(colour: str, shape: str, motion: str) -> bool:
+    return zlib.crc32(f"{colour} {shape} {motion}".encode()) % _HELD_OUT_ONE_IN == 0
+
+
+# (colour, shape, motion) -> held out
+HELD_OUT = np.array(
+    [_held_out(*triple) for triple in itertools.product(names.COLOURS, names.SHAPES, names.MOTIONS)]
+).reshape(len(names.COLOURS), len(names.SHAPES), len(names.MOTIONS))

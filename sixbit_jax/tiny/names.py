@@ -1,0 +1,60 @@
+"""The closed lists that scenes, captions and measurements share, and the palettes.
+
+Objects are vivid and backgrounds muted: no shade of a background comes near an object's colour, so what is an object
+can be told from one pixel alone.
+"""
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "crescent")
+SIZES = ("small", "medium", "large")
+SPEEDS = ("slow", "fast")
+FINISHES = ("solid", "striped")
+
+MOTIONS = ("linear", "bounce", "orbit", "grow", "shrink", "still")
+LINEAR, BOUNCE, ORBIT, GROW, SHRINK, STILL = range(len(MOTIONS))
+
+# Compass directions go round in steps of 45 degrees, seen on the screen.
+COMPASS = ("right", "upper right", "up", "upper left", "left", "lower left", "down", "lower right")
+DIRECTIONS = (*COMPASS, "horizontal", "vertical", "clockwise", "counterclockwise", "none")
+HORIZONTAL, VERTICAL, CLOCKWISE, COUNTERCLOCKWISE, NOWHERE = range(len(COMPASS), len(DIRECTIONS))
+# The directions that a kind of motion can have: first, and how many from there.
+FIRST_DIRECTION = np.array([0, HORIZONTAL, CLOCKWISE, NOWHERE, NOWHERE, NOWHERE], np.int32)
+DIRECTION_COUNT = np.array([len(COMPASS), 2, 2, 1, 1, 1], np.int32)
+
+BACKGROUNDS = ("plain", "gradient", "striped", "checkered", "dotted", "noisy")
+PLAIN, GRADIENT, STRIPED, CHECKERED, DOTTED, NOISY = range(len(BACKGROUNDS))
+
+_OBJECT_COLOURS = {
+    "red": (224, 38, 42),
+    "orange": (255, 142, 22),
+    "yellow": (252, 224, 44),
+    "green": (38, 172, 62),
+    "cyan": (44, 212, 226),
+    "blue": (38, 78, 232),
+    "purple": (142, 44, 196),
+    "pink": (255, 112, 190),
+    "white": (246, 246, 246),
+    "black": (16, 16, 18),
+}
+_BACKGROUND_COLOURS = {
+    "gray": (128, 128, 128),
+    "brown": (138, 106, 80),
+    "olive": (136, 132, 78),
+    "green": (92, 138, 96),
+    "teal": (78, 136, 138),
+    "blue": (90, 110, 158),
+    "purple": (122, 98, 150),
+    "pink": (152, 102, 118),
+}
+
+COLOURS = tuple(_OBJECT_COLOURS)
+BACKGROUND_COLOURS = tuple(_BACKGROUND_COLOURS)
+PALETTE = np.array(list(_OBJECT_COLOURS.values()), np.float32) / 255
+BACKGROUND_PALETTE = np.array(list(_BACKGROUND_COLOURS.values()), np.float32) / 255
+
+# How bright the dark stripes of a striped object are, and the darkest and brightest shade of a background,
+# as factors of the palette colour.
+STRIPE_SHADE = 0.82
+TEXTURE_SHADES = (0.8, 1.2)
+GRADIENT_SHADES = (0.66, 1.34)
