@@ -99,7 +99,7 @@ def state_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def build_ours(config: WanConfig, state: dict[str, np.ndarray]):
-    """Inputs -> a forward with the converted weights; keys and values of the prompt are computed once, as in sampling."""
+    """Inputs -> a forward with the converted weights. The prompt is embedded once, as in sampling."""
     source = Reader((), {key: Tensor(x.shape, x.dtype, functools.partial(np.asarray, x)) for key, x in state.items()})
     params = jax.device_put(convert(source, wan_dit.rules(config, "diffusers"), abstract_params(config, jnp.bfloat16)))
     embed = jax.jit(lambda params, text: wan.embed_context(params, config, text))
