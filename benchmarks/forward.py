@@ -146,20 +146,18 @@ def times(model: torch.nn.Module, ours, inputs: dict[str, torch.Tensor], rounds:
     ours_first = clock(lambda: jax.block_until_ready(forward()))
     compiled = torch.compile(model)
     theirs = lambda: run_torch(compiled, inputs, torch.bfloat16)
+    mine, diffusers_ms = [], []
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        start = time.perf_counter()
-        theirs()
-        torch.cuda.synchronize()
-        theirs_first = time.perf_counter() - start
-        pairs = [
-            (clock(lambda: jax.block_until_ready(forward())), clock(theirs, torch.cuda.synchronize))
-            for _ in range(rounds + 1)
-        ]
-    mine, diffusers_ms = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
+        theirs_first = clock(theirs, torch.cuda.synchronize)
+        for _ in range(rounds + 1):
+            mine.append(clock(lambda: jax.block_until_ready(forward())))
+            diffusers_ms.append(clock(theirs, torch.cuda.synchronize))
+    # The first round of each still warms up.
+    median, diffusers_median = statistics.median(mine[1:]), statistics.median(diffusers_ms[1:])
     return {
-        "ms": round(mine, 2),
-        "diffusers_compiled_cudnn_ms": round(diffusers_ms, 2),
-        "ratio": round(diffusers_ms / mine, 4),
+        "ms": round(median, 2),
+        "diffusers_compiled_cudnn_ms": round(diffusers_median, 2),
+        "ratio": round(diffusers_median / median, 4),
         "first_call_s": round(ours_first / 1e3, 1),
         "diffusers_first_call_s": round(theirs_first / 1e3, 1),
     }
@@ -183,7 +181,7 @@ def provenance() -> dict[str, str]:
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "commit": commit,
-        "command": "python benchmarks/forward.py " + " ".join(sys.argv[1:]),
+        "command": f"python benchmarks/forward.py {' '.join(sys.argv[1:])}",
     }
 
 

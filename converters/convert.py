@@ -79,9 +79,9 @@ def convert_checkpoint(
     refuse_existing(output, overwrite=overwrite, replaceable=checkpoint.is_checkpoint)
     source = find(path).only(component)
     plans = [plan(part, dtype) for part in source.parts]
-    # A little room for the manifest and Orbax's own files.
-    refuse_full_disk(output, sum(p.nbytes for p in plans) + 10_000_000)
     with checkpoint.draft(output, overwrite=overwrite) as draft:
+        # A little more, for the manifest and Orbax's own files.
+        refuse_full_disk(output, sum(p.nbytes for p in plans) + 10_000_000)
         results = [_convert_component(p, draft, compare) for p in plans]
         if source.tokenizer:
             draft.add_tokenizer(source.tokenizer)

@@ -65,8 +65,8 @@ def write_random_pipeline(folder: Path, size: str = "tiny", seed: int = 0, dtype
         raise UserError(f'--size: unknown size "{size}"; {nearest(size, SIZES)}')
     chosen = SIZES[size]
     parts = {name: _describe(COMPONENTS[name], config, dtype) for name, config in chosen.components().items()}
-    refuse_full_disk(folder, sum(count_bytes(described) for _, described in parts.values()))
     with staged(folder, overwrite=False, replaceable=lambda _: False) as partial:
+        refuse_full_disk(folder, sum(count_bytes(described) for _, described in parts.values()))
         for name, config in chosen.components().items():
             rules, described = parts[name]
             tensors = _draw_tensors(rules, described, seed)

@@ -100,8 +100,8 @@ def _block_rules(config: WanConfig, layer: int, pick: Callable) -> list[Rule]:
     scales = _BLOCK_SCALES + (
         (("cross_attention/norm_image_k", "attn2.norm_added_k", "cross_attn.norm_k_img"),) if image else ()
     )
-    for ours, diffusers, original in scales:
-        table.append(Rule(f"{prefix}{pick(diffusers, original)}.weight", f"blocks/{ours}/scale", layer))
+    for norm, diffusers_key, original_key in scales:
+        table.append(Rule(f"{prefix}{pick(diffusers_key, original_key)}.weight", f"blocks/{norm}/scale", layer))
     return table
 
 

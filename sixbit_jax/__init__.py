@@ -3,36 +3,36 @@
     from sixbit_jax import WanPipeline
     WanPipeline.load("assets/tiny-wan", "f32")("a red circle drifts to the left").save("circle.mp4")
 
-Names load on first use: importing the package touches no device and no heavy library.
+Importing the package touches no device and nothing heavier than jax; the pipeline loads on first use.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# Eager, because these names are subpackages too: the last binding wins, and it has to be the function.
+from sixbit_jax.attention import attention
+from sixbit_jax.linear import linear
+
 if TYPE_CHECKING:
-    from sixbit_jax.attention import attention
-    from sixbit_jax.linear import linear
     from sixbit_jax.pipeline import Result, WanPipeline
     from sixbit_jax.settings import Settings
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_LATE = {
     "Result": "sixbit_jax.pipeline",
     "Settings": "sixbit_jax.settings",
     "WanPipeline": "sixbit_jax.pipeline",
-    "attention": "sixbit_jax.attention",
-    "linear": "sixbit_jax.linear",
 }
 
 __all__ = ["Result", "Settings", "WanPipeline", "attention", "linear"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_LATE[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_LATE])

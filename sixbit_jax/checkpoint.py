@@ -3,13 +3,10 @@
     manifest.json  transformer/  [transformer_2/]  text_encoder/  vae/  tokenizer/
 
 `draft` makes such a folder, whole or not at all; `load` gives a component back as arrays on the default device.
-Data is stored as it lies in memory, one chunk per parameter and uncompressed: saving then needs no second copy.
 """
 
 import contextlib
 import dataclasses
-import logging
-import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sixbit_jax.errors import UserError, nearest
 from sixbit_jax.manifest import (
@@ -31,7 +27,7 @@ from sixbit_jax.manifest import (
     write_manifest,
 )
 from sixbit_jax.shapes import Params
-from sixbit_jax.staging import is_full_disk, staged
+from sixbit_jax.staging import staged
 
 __all__ = ["Draft", "draft", "is_checkpoint", "load", "load_numpy", "read_manifest"]
 
@@ -48,7 +44,9 @@ class Draft:
 
     def add(self, name: str, kind: str, config: dict[str, Any], dtype: str, params: Params) -> None:
         """Write one component's parameters."""
-        _save_tree(self.folder / name, params)
+        from sixbit_jax.orbax_trees import save_tree
+
+        save_tree(self.folder / name, params)
         self.components[name] = Component(kind, config, dtype, describe(params))
 
     def add_tokenizer(self, source: Path) -> None:
@@ -105,60 +103,15 @@ def _entry(folder: Path, component: str) -> Component:
     return components[component]
 
 
-def _save_tree(path: Path, params: Params) -> None:
-    import orbax.checkpoint as ocp
-
-    handlers = ocp.type_handlers.create_type_handler_registry(
-        # Orbax copies host arrays in case they change while it writes; nothing changes them here.
-        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
-        (jax.Array, ocp.type_handlers.ArrayHandler()),
-    )
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers)
-    # A file size of 0 is no limit; a limit would cut large parameters into chunks, and chunks are copied.
-    arguments = ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=0)
-    with _quiet(), ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(path.absolute(), args=arguments)
-
-
 def _restore(path: Path, abstract: Params) -> Params:
-    """Leaves that carry a sharding become jax arrays there, the others numpy arrays."""
-    import orbax.checkpoint as ocp
+    from sixbit_jax.orbax_trees import restore_tree
 
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_concurrent_gb(abstract))
-    arguments = ocp.args.PyTreeRestore(item=abstract, restore_args=jax.tree.map(_restore_arguments, abstract))
     try:
-        with _quiet(), ocp.Checkpointer(handler) as checkpointer:
-            params = checkpointer.restore(path.absolute(), args=arguments)
+        params = restore_tree(path, abstract)
+    except MemoryError:
+        raise
     except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
-        if is_full_disk(error) or isinstance(error, MemoryError):
-            raise
         raise UserError(f"{path}: files are damaged or missing; convert the checkpoint again") from error
     if text := difference(describe(abstract), describe(params)):
         raise UserError(f"{path}: differs from the manifest: {text}; convert the checkpoint again")
     return params
-
-
-def _restore_arguments(leaf: jax.ShapeDtypeStruct) -> Any:
-    import orbax.checkpoint as ocp
-
-    if leaf.sharding is None:
-        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
-    return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
-
-
-def _concurrent_gb(abstract: Params) -> int:
-    """How much may be on its way through host memory at once: room for the largest parameter, not for the model."""
-    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-    return max(4, 3 * math.ceil(largest / 1e9))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax reports its own progress and timings through absl; warnings about them are not the user's business."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         code = 2
     except KeyboardInterrupt:
         _say("interrupted")
-        code = 130
+        sys.stdout.flush()
+        # All of ours is unwound. Threads of XLA and Orbax may still run: an orderly exit would wait for them or abort.
+        os._exit(130)
     sys.exit(code)
 
 

@@ -23,8 +23,8 @@ def enable() -> Path | None:
     chosen = os.environ.get(VARIABLE, "")
     if chosen.lower() in _OFF and chosen:
         return None
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    if configured := getattr(jax.config, "jax_compilation_cache_dir", None):
+        return Path(configured)
     folder = Path(chosen) if chosen else _user_cache() / "compiled"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,9 +80,9 @@ def _cache_programs_with_callbacks() -> None:
     def read_with_callbacks(key: Any, options: Any, backend: Any, devices: Any) -> Any:
         return read(key, options, _BackendWithCallbacks(backend), devices)
 
-    compiler.compile_or_get_cached = compile_remembering_callbacks
-    compiler._cache_write = write_always
-    compilation_cache.get_executable_and_time = read_with_callbacks
+    setattr(compiler, "compile_or_get_cached", compile_remembering_callbacks)  # noqa: B010
+    setattr(compiler, "_cache_write", write_always)  # noqa: B010
+    setattr(compilation_cache, "get_executable_and_time", read_with_callbacks)  # noqa: B010
 
 
 class _BackendWithCallbacks:

@@ -50,6 +50,11 @@ class Components:
         names = [name for name in ("transformer", "transformer_2") if name in manifest.components]
         transformers = [_load(folder, name, WanConfig, wan_modules.abstract_params, dtype) for name in names]
         text_config, text_params = _load(folder, "text_encoder", umt5.UMT5Config, umt5.abstract_params, dtype)
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        # jax reads the nearest row for an index out of range, so a tokenizer of another model would pass unnoticed.
+        if tokenizer.vocab_size > text_config.vocab_size:
+            sizes = f"{tokenizer.vocab_size} tokens, the text encoder {text_config.vocab_size} embeddings"
+            raise UserError(f"--model {path_or_id}: the tokenizer has {sizes}; they belong to different models")
         vae_config, vae_params = _load(folder, "vae", VAEConfig, vae.abstract_params, "f32")
         return cls(
             experts=tuple(params for _, params in transformers),
@@ -58,7 +63,7 @@ class Components:
             text_config=text_config,
             vae_params=vae_params,
             vae_config=vae_config,
-            tokenizer=load_tokenizer(folder / "tokenizer"),
+            tokenizer=tokenizer,
             defaults=manifest.pipeline.get("defaults", {}),
             boundary_ratio=manifest.pipeline.get("boundary_ratio"),
             source=str(path_or_id),

@@ -45,7 +45,11 @@ def check_writable(flag: str, path: Path | None) -> None:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    _write(path, lambda file: file.write(json.dumps(data, indent=2).encode() + b"\n"))
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    _write(path, lambda file: file.write(text.encode()))
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:

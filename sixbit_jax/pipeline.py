@@ -75,8 +75,7 @@ class WanPipeline:
         """
         compile_cache.enable()
         recipe = recipes.load(recipe) if isinstance(recipe, str) else recipe
-        overrides = {"dtype": dtype, "attention": attention}
-        recipe = dataclasses.replace(recipe, **{key: value for key, value in overrides.items() if value is not None})
+        recipe = dataclasses.replace(recipe, dtype=dtype or recipe.dtype, attention=attention or recipe.attention)
         return cls(Components.load(path_or_id, recipe.dtype), recipe)
 
     def settings(self, **overrides: Any) -> Settings:

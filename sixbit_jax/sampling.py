@@ -113,15 +113,16 @@ def _load(args: argparse.Namespace) -> Any:
         os.environ["SIXBIT_COMPILE_CACHE"] = "0"
     import jax
 
-    from sixbit_jax import attention, recipes
+    from sixbit_jax import recipes
+    from sixbit_jax.attention import implementations
     from sixbit_jax.pipeline import WanPipeline
 
     recipe = recipes.load(args.recipe or ("bf16" if jax.default_backend() == "gpu" else "f32"))
     if args.cache_budget_gb is not None:
         raise UserError(f"--cache-budget-gb: recipe {recipe.name} has no delta cache")
-    if args.attention and args.attention not in attention.implementations():
-        choices = attention.implementations()
-        raise UserError(f'--attention: unknown implementation "{args.attention}"; {nearest(args.attention, choices)}')
+    if args.attention and args.attention not in implementations():
+        hint = nearest(args.attention, implementations())
+        raise UserError(f'--attention: unknown implementation "{args.attention}"; {hint}')
     return WanPipeline.load(args.model, recipe, dtype=args.dtype, attention=args.attention)
 
 

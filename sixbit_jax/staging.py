@@ -16,7 +16,6 @@ from pathlib import Path
 
 from sixbit_jax.errors import UserError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -63,9 +62,10 @@ def refuse_full_disk(target: Path, needed_bytes: int) -> None:
         )
 
 
-def is_full_disk(error: BaseException) -> bool:
-    """Whether an error says that the disk is full, also when a library wrapped it and only its text is left."""
-    return getattr(error, "errno", None) in _FULL or any(os.strerror(code) in str(error) for code in _FULL)
+def full_disk(error: BaseException) -> str | None:
+    """What an error says of a full disk, if it does, also when a library wrapped it and only its text is left."""
+    reasons = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    return next((reason for reason in reasons if reason in str(error)), None)
 
 
 @contextlib.contextmanager
@@ -75,8 +75,8 @@ def _worded_errors(target: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if is_full_disk(error):
-            raise UserError(f"{target}: no space left on its disk; free some or choose another --output") from None
+        if reason := full_disk(error):
+            raise UserError(f"{target}: {reason}; free some disk space or choose another --output") from None
         if isinstance(error, OSError) and error.errno in _CLOSED:
             raise UserError(f"{error.filename or target}: {_reason(error)}") from None
         raise

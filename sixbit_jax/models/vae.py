@@ -34,7 +34,8 @@ def encode(
 
     >>> import jax, jax.numpy as jnp
     >>> config = VAEConfig(base_dim=4, num_res_blocks=1)
-    >>> encode(init_params(config, jax.random.key(0)), config, jnp.zeros((1, 5, 16, 24, 3))).shape
+    >>> params, video = init_params(config, jax.random.key(0)), jnp.zeros((1, 5, 16, 24, 3))
+    >>> jax.jit(encode, static_argnums=1)(params, config, video).shape
     (1, 2, 2, 3, 16)
     """
     _check_video(config, video.shape)
@@ -64,7 +65,8 @@ def decode(
 
     >>> import jax, jax.numpy as jnp
     >>> config = VAEConfig(base_dim=4, num_res_blocks=1)
-    >>> decode(init_params(config, jax.random.key(0)), config, jnp.zeros((1, 2, 2, 3, 16))).shape
+    >>> params, latents = init_params(config, jax.random.key(0)), jnp.zeros((1, 2, 2, 3, 16))
+    >>> jax.jit(decode, static_argnums=1)(params, config, latents).shape
     (1, 5, 16, 24, 3)
     """
     _check_chunk(frames_per_chunk)

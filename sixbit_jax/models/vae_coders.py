@@ -25,10 +25,11 @@ from sixbit_jax.models.vae_layers import (
 from sixbit_jax.shapes import Params
 
 Past: TypeAlias = dict[str, Any] | None
-Step: TypeAlias = Callable[[Float[Array, "b t h w c"], Past], tuple[Float[Array, "b u y x n"], Past]]
+Coded: TypeAlias = Float[Array, "b u y x n"]
+Step: TypeAlias = Callable[[Video, Past], tuple[Coded, Past]]
 
 
-def encode_piece(params: Params, x: Video, past: Past) -> tuple[Float[Array, "b u y x n"], Past]:
+def encode_piece(params: Params, x: Video, past: Past) -> tuple[Coded, Past]:
     """Frames to features of the latent grid: the first frame to one, later `temporal_scale` frames to one."""
     new: dict[str, Any] = {}
     x, new["conv_in"] = causal_conv(params["conv_in"], x, _of(past, "conv_in"))
@@ -39,7 +40,7 @@ def encode_piece(params: Params, x: Video, past: Past) -> tuple[Float[Array, "b 
     return x, new
 
 
-def decode_piece(params: Params, x: Video, past: Past) -> tuple[Float[Array, "b u y x n"], Past]:
+def decode_piece(params: Params, x: Video, past: Past) -> tuple[Coded, Past]:
     """Features of the latent grid to frames: the first to one frame, later ones to `temporal_scale` each."""
     new: dict[str, Any] = {}
     x, new["conv_in"] = causal_conv(params["conv_in"], x, _of(past, "conv_in"))
@@ -50,7 +51,7 @@ def decode_piece(params: Params, x: Video, past: Past) -> tuple[Float[Array, "b 
     return x, new
 
 
-def stream(step: Step, x: Video, length: int) -> Float[Array, "b u y x n"]:
+def stream(step: Step, x: Video, length: int) -> Coded:
     """Run `step` along the time axis: the first frame alone, a scan over pieces of `length` frames, then the rest."""
     head, past = step(x[:, :1], None)
     rest = x[:, 1:]
@@ -64,7 +65,7 @@ def stream(step: Step, x: Video, length: int) -> Float[Array, "b u y x n"]:
     return jnp.concatenate(outputs, axis=1)
 
 
-def _resnet(params: Params, x: Video, past: Past) -> tuple[Video, Past]:
+def _resnet(params: Params, x: Video, past: Past) -> tuple[Coded, Past]:
     new: dict[str, Any] = {}
     y = norm_silu(params["norm1"], x)
     y, new["conv1"] = causal_conv(params["conv1"], y, _of(past, "conv1"))
@@ -75,7 +76,7 @@ def _resnet(params: Params, x: Video, past: Past) -> tuple[Video, Past]:
     return x + y, new
 
 
-def _middle(params: Params, x: Video, past: Past) -> tuple[Video, Past]:
+def _middle(params: Params, x: Video, past: Past) -> tuple[Coded, Past]:
     new: dict[str, Any] = {}
     x, new["before"] = _resnet(params["before"], x, _of(past, "before"))
     x = attention(params["attention"], x)
@@ -83,7 +84,7 @@ def _middle(params: Params, x: Video, past: Past) -> tuple[Video, Past]:
     return x, new
 
 
-def _down(params: Params, x: Video, past: Past) -> tuple[Video, Past]:
+def _down(params: Params, x: Video, past: Past) -> tuple[Coded, Past]:
     new: dict[str, Any] = {}
     x, new["resnets"] = _chain(_resnet, params["resnets"], x, _of(past, "resnets"))
     if "resample" not in params:
@@ -94,7 +95,7 @@ def _down(params: Params, x: Video, past: Past) -> tuple[Video, Past]:
     return x, new
 
 
-def _up(params: Params, x: Video, past: Past) -> tuple[Video, Past]:
+def _up(params: Params, x: Video, past: Past) -> tuple[Coded, Past]:
     new: dict[str, Any] = {}
     x, new["resnets"] = _chain(_resnet, params["resnets"], x, _of(past, "resnets"))
     if "resample" not in params:
@@ -104,7 +105,7 @@ def _up(params: Params, x: Video, past: Past) -> tuple[Video, Past]:
     return upsample_space(params["resample"]["conv"], x), new
 
 
-def _chain(block: Callable[..., tuple[Video, Past]], params: Params, x: Video, past: Past) -> tuple[Video, Past]:
+def _chain(block: Callable[..., tuple[Coded, Past]], params: Params, x: Video, past: Past) -> tuple[Coded, Past]:
     """Blocks "0", "1", … one after another."""
     new = {}
     for index in map(str, range(len(params))):
@@ -116,11 +117,11 @@ def _of(past: Past, name: str) -> Any:
     return None if past is None else past[name]
 
 
-def _split(x: Video, length: int) -> Float[Array, "pieces b t h w c"]:
+def _split(x: Video, length: int) -> Float[Array, "pieces b length h w c"]:
     b, t, h, w, c = x.shape
     return jnp.moveaxis(x.reshape(b, t // length, length, h, w, c), 1, 0)
 
 
-def _join(pieces: Float[Array, "pieces b t h w c"]) -> Video:
+def _join(pieces: Float[Array, "pieces b length h w c"]) -> Video:
     count, b, t, h, w, c = pieces.shape
     return jnp.moveaxis(pieces, 0, 1).reshape(b, count * t, h, w, c)

@@ -16,6 +16,7 @@ from sixbit_jax.linear import linear
 from sixbit_jax.shapes import Params
 
 Video: TypeAlias = Float[Array, "b t h w c"]
+Frame: TypeAlias = Float[Array, "b 1 h w c"]
 Frames: TypeAlias = Float[Array, "b 2 h w c"]
 
 _SAME = ((1, 1), (1, 1))
@@ -70,7 +71,7 @@ def attention(params: Params, x: Video) -> Video:
     return x + linear(y, params["out"]["weight"], params["out"]["bias"]).reshape(x.shape)
 
 
-def downsample_space(params: Params, x: Video) -> Video:
+def downsample_space(params: Params, x: Video) -> Float[Array, "b t y x n"]:
     """Halve height and width. The zero border lies at the bottom and the right only."""
     return frame_conv(params, x, stride=2, padding=((0, 1), (0, 1)))
 
@@ -82,7 +83,7 @@ def upsample_space(params: Params, x: Video) -> Float[Array, "b t y x n"]:
     return frame_conv(params, pixels.reshape(b, t, 2 * h, 2 * w, c))
 
 
-def downsample_time(params: Params, x: Video, past: Float[Array, "b 1 h w c"] | None) -> tuple[Video, Video]:
+def downsample_time(params: Params, x: Video, past: Frame | None) -> tuple[Float[Array, "b u h w c"], Frame]:
     """Halve the number of frames: every output sees three, in steps of two. The first frame passes as it is."""
     if past is None:
         return x, x
@@ -91,7 +92,7 @@ def downsample_time(params: Params, x: Video, past: Float[Array, "b 1 h w c"] | 
     return linear(windows, params["weight"], params["bias"]), x[:, -1:]
 
 
-def upsample_time(params: Params, x: Video, past: Frames | None) -> tuple[Video, Frames]:
+def upsample_time(params: Params, x: Video, past: Frames | None) -> tuple[Float[Array, "b u h w c"], Frames]:
     """Double the number of frames: each input frame, with the two before it, gives two.
 
     The first frame passes as it is and is not remembered either: to this layer the video begins with the second.
@@ -111,7 +112,7 @@ def _blank(x: Video) -> Frames:
     return jnp.zeros((b, 2, h, w, c), x.dtype)
 
 
-def _conv3d(frames: Video, weight: Float[Array, "3 3 3 c n"]) -> Float[Array, "b t h w n"]:
+def _conv3d(frames: Video, weight: Float[Array, "3 3 3 c n"]) -> Float[Array, "b u h w n"]:
     """One output frame for each window of three.
 
     In f32 this is three 2-D convolutions and a sum, the fastest way on a CPU. GFLOP/s on two cores for 96, 192 and 384

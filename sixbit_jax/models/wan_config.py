@@ -50,7 +50,7 @@ class WanConfig:
     def patch_volume(self) -> int:
         return self.patch_size[0] * self.patch_size[1] * self.patch_size[2]
 
-    def grid(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    def grid(self, latent_shape: tuple[int, ...]) -> tuple[int, int, int]:
         """Tokens along (t, h, w) for latents of that size."""
         for size, patch, axis in zip(latent_shape, self.patch_size, "thw", strict=True):
             if size % patch:

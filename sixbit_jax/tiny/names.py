@@ -8,8 +8,11 @@ import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "crescent")
 SIZES = ("small", "medium", "large")
-SPEEDS = ("slow", "fast")
+SMALL, MEDIUM, LARGE = range(len(SIZES))
+SPEEDS = ("slow", "fast", "none")
+SLOW, FAST, NO_SPEED = range(len(SPEEDS))
 FINISHES = ("solid", "striped")
+SOLID, STRIPED_FINISH = range(len(FINISHES))
 
 MOTIONS = ("linear", "bounce", "orbit", "grow", "shrink", "still")
 LINEAR, BOUNCE, ORBIT, GROW, SHRINK, STILL = range(len(MOTIONS))
@@ -33,19 +36,19 @@ _OBJECT_COLOURS = {
     "cyan": (44, 212, 226),
     "blue": (38, 78, 232),
     "purple": (142, 44, 196),
-    "pink": (255, 112, 190),
+    "pink": (255, 104, 190),
     "white": (246, 246, 246),
     "black": (16, 16, 18),
 }
 _BACKGROUND_COLOURS = {
     "gray": (128, 128, 128),
-    "brown": (138, 106, 80),
-    "olive": (136, 132, 78),
+    "brown": (146, 100, 74),
+    "olive": (132, 136, 72),
     "green": (92, 138, 96),
     "teal": (78, 136, 138),
-    "blue": (90, 110, 158),
-    "purple": (122, 98, 150),
-    "pink": (152, 102, 118),
+    "blue": (80, 110, 164),
+    "purple": (128, 92, 152),
+    "pink": (144, 104, 118),
 }
 
 COLOURS = tuple(_OBJECT_COLOURS)
@@ -53,8 +56,10 @@ BACKGROUND_COLOURS = tuple(_BACKGROUND_COLOURS)
 PALETTE = np.array(list(_OBJECT_COLOURS.values()), np.float32) / 255
 BACKGROUND_PALETTE = np.array(list(_BACKGROUND_COLOURS.values()), np.float32) / 255
 
+# White and black have no second shade that is still their own.
+TAKES_STRIPES = np.array([colour not in ("white", "black") for colour in COLOURS])
 # How bright the dark stripes of a striped object are, and the darkest and brightest shade of a background,
 # as factors of the palette colour.
-STRIPE_SHADE = 0.82
+STRIPE_SHADE = 0.84
 TEXTURE_SHADES = (0.8, 1.2)
 GRADIENT_SHADES = (0.66, 1.34)

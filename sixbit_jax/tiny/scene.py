@@ -46,7 +46,7 @@ class Background:
     angle: Any  # f32 (): of stripes and gradients, in radians
     period: Any  # f32 (): of stripes, dots and checkers
     phase: Any  # f32 (2)
-    grain: Any  # f32 (g, g): random lattice that noise is interpolated from
+    waves: Any  # f32 (n, 3): of noise; cycles per side along x and y, and the phase
 
 
 @jax.tree_util.register_dataclass

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sixbit_jax import checkpoint, manifest, staging
+from sixbit_jax import checkpoint, manifest, orbax_trees, staging
 from sixbit_jax.errors import UserError
 
 
@@ -210,8 +210,8 @@ def raise_full_in_words(*_, **__):
 
 @pytest.mark.parametrize("fault", [raise_full, raise_full_in_words])
 def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tmp_path, tree, monkeypatch, fault):
-    monkeypatch.setattr(checkpoint, "_save_tree", fault)
-    with pytest.raises(UserError, match="no space left on its disk"), checkpoint.draft(tmp_path / "made") as draft:
+    monkeypatch.setattr(orbax_trees, "save_tree", fault)
+    with pytest.raises(UserError, match="No space left on device; free"), checkpoint.draft(tmp_path / "made") as draft:
         draft.add("vae", "vae", {}, "bf16", tree)
     assert os.listdir(tmp_path) == []
 
@@ -245,9 +245,8 @@ def test_leftovers_of_dead_runs_go_and_those_of_living_ones_stay(tmp_path):
 
 def test_another_run_that_finishes_first_wins(tmp_path):
     def lose():
-        with checkpoint.draft(tmp_path / "made"):
-            with checkpoint_by_another_process(tmp_path / "made"):
-                pass
+        with checkpoint.draft(tmp_path / "made"), checkpoint_by_another_process(tmp_path / "made"):
+            pass
 
     def checkpoint_by_another_process(target):
         target.mkdir()

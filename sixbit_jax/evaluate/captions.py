@@ -1,0 +1,99 @@
+"""Does a video show what its caption says? Classical vision, nothing learned.
+
+    video --measure--> Reading --score against Attributes--> one answer an attribute --accuracy--> shares
+
+It knows the world's palette and outlines, and no more about the video than a viewer would.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from sixbit_jax.evaluate.backgrounds import read_background
+from sixbit_jax.evaluate.forms import read_shape
+from sixbit_jax.evaluate.motions import read_motion
+from sixbit_jax.evaluate.pixels import Video, to_bytes
+from sixbit_jax.evaluate.tracks import Track, find_tracks
+from sixbit_jax.tiny import names
+from sixbit_jax.tiny.attributes import Attributes, ObjectAttributes
+
+_NOTHING = "nothing"
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectReading:
+    """What one object looks like, in the words of `names`."""
+
+    colour: str
+    shape: str
+    motion: str
+    direction: str
+    fit: float  # of the shape, 1 is perfect
+    area: float  # of the picture, on average over the video
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a video looks like, the largest object first."""
+
+    objects: tuple[ObjectReading, ...]
+    background: str
+    background_colour: str
+
+
+_MISSING = ObjectReading(_NOTHING, _NOTHING, _NOTHING, _NOTHING, 0.0, 0.0)
+
+
+def measure(video: Video) -> Reading:
+    """Read a video: bytes, or numbers in [-1, 1]."""
+    pixels = to_bytes(video)
+    tracks = find_tracks(pixels)
+    kind, colour = read_background(pixels, tracks)
+    return Reading(tuple(_read(track) for track in tracks), kind, colour)
+
+
+def _read(track: Track) -> ObjectReading:
+    shape, fit = read_shape(track)
+    motion, direction = read_motion(track)
+    area = float(track.areas.mean()) / track.masks[0].size
+    return ObjectReading(names.COLOURS[track.colour], shape, motion, direction, fit, area)
+
+
+def score(reading: Reading, truth: Attributes) -> dict[str, bool]:
+    """What of the description is right. An attribute of objects is right when it is for every described object."""
+    pairs = match(reading.objects, truth.objects)
+    return {
+        "count": len(reading.objects) == len(truth.objects),
+        "colour": all(seen.colour == told.colour for seen, told in pairs),
+        "shape": all(seen.shape == told.shape for seen, told in pairs),
+        "motion": all((seen.motion, seen.direction) == (told.motion, told.direction) for seen, told in pairs),
+        "background": reading.background == truth.background,
+        "background_colour": reading.background_colour == truth.background_colour,
+    }
+
+
+def match(
+    seen: Sequence[ObjectReading], told: Sequence[ObjectAttributes]
+) -> list[tuple[ObjectReading, ObjectAttributes]]:
+    """A reading for each described object, best pairs first; what was not seen gets a reading of nothing."""
+    ranked = sorted(
+        ((_agreement(one, other), -i, -j) for i, one in enumerate(seen) for j, other in enumerate(told)), reverse=True
+    )
+    partner: dict[int, int] = {}
+    for _, i, j in ranked:
+        if -j not in partner and -i not in partner.values():
+            partner[-j] = -i
+    return [(seen[partner[j]] if j in partner else _MISSING, other) for j, other in enumerate(told)]
+
+
+def accuracy(readings: Sequence[Reading], truths: Sequence[Attributes]) -> dict[str, float]:
+    """The share of videos in which each attribute is right."""
+    scores = [score(reading, truth) for reading, truth in zip(readings, truths, strict=True)]
+    return {name: float(np.mean([each[name] for each in scores])) for name in scores[0]}
+
+
+def _agreement(seen: ObjectReading, told: ObjectAttributes) -> int:
+    """How much of a description fits. Colour counts most: it is what tells two objects apart."""
+    moves = (seen.motion, seen.direction) == (told.motion, told.direction)
+    return 4 * (seen.colour == told.colour) + 2 * (seen.shape == told.shape) + moves

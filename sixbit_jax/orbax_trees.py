@@ -1,0 +1,93 @@
+"""Orbax, for one tree: how parameters lie on disk. Imported only when something saves or loads: that takes a second.
+
+Data is stored as it lies in memory, one chunk per parameter and uncompressed: saving then needs no second copy of it.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from sixbit_jax.shapes import Params
+
+
+def save_tree(path: Path, params: Params) -> None:
+    """Write a tree of arrays to a new folder. Uninterruptible: Ctrl-C takes effect when the tree is written."""
+    writer = _SerialWriter()
+    # The pool waits for its thread, also on Ctrl-C: nothing must be written any more when the folder is removed.
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        error = pool.submit(_save, path, jax.tree.map(np.asarray, params), writer).exception()
+    if error := writer.error or error:
+        raise error
+
+
+def restore_tree(path: Path, abstract: Params) -> Params:
+    """Read a tree of this structure; leaves that carry a sharding become jax arrays, the others numpy arrays."""
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_concurrent_gb(abstract))
+    arguments = ocp.args.PyTreeRestore(item=abstract, restore_args=jax.tree.map(_restore_arguments, abstract))
+    with _quiet(), ocp.Checkpointer(handler) as checkpointer:
+        return checkpointer.restore(path.absolute(), args=arguments)
+
+
+def _save(path: Path, params: Params, writer: "_SerialWriter") -> None:
+    handlers = ocp.type_handlers.create_type_handler_registry((np.ndarray, writer))
+    # A file size of 0 is no limit; a limit would cut large parameters into chunks, and chunks are copied.
+    arguments = ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=0)
+    with _quiet():
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=handlers)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(path.absolute(), args=arguments)
+
+
+class _SerialWriter(ocp.type_handlers.NumpyHandler):
+    """One array at a time, and none after an error.
+
+    Orbax writes all at once and leaves when the first fails, with the others still writing behind its back.
+    """
+
+    def __init__(self) -> None:
+        # Orbax copies host arrays in case they change while it writes; nothing changes them here.
+        super().__init__(deepcopy_host_arrays=False)
+        self.error: Exception | None = None
+        self._turn = asyncio.Semaphore(1)
+
+    async def _open_and_write(self, value: np.ndarray, *arguments: Any) -> None:
+        async with self._turn:
+            if self.error is not None:
+                return
+            try:
+                await super()._open_and_write(value, *arguments)
+            except Exception as error:
+                self.error = error
+
+
+def _restore_arguments(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+    if leaf.sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+    return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+
+def _concurrent_gb(abstract: Params) -> int:
+    """How much may be on its way through host memory at once: room for the largest parameter, not for the model."""
+    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    return max(4, 3 * math.ceil(largest / 1e9))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax tells the absl logger about its own workings; what matters to a user is raised."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,107 @@
+"""Captions of scenes, as sentences and as token ids.
+
+scene, key --caption_rows--> phrase numbers --caption--> "a small red circle drifts left over a blue background"
+                                           --caption_tokens--> ids, mask   (under jit, no strings)
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from sixbit_jax.tiny import lexicon, names
+from sixbit_jax.tiny.lexicon import Family
+from sixbit_jax.tiny.scene import Objects, Scene
+
+CAPTION_LENGTH = 48  # tokens; no caption is longer
+
+_SLOTS = 25
+_FRAGMENT_SHARE = 0.4
+_SIZE_SHARE, _SPEED_SHARE, _BACKGROUND_SHARE = 0.6, 0.5, 0.93  # how often each is said
+_BACKGROUND_FIRST_SHARE = 0.2  # of the sentences
+
+_Draws = Iterator[Float[Array, ""]]
+_Row = Int[Array, ""]
+
+
+def caption(scene: Scene, key: Key[Array, ""], *, complete: bool = False) -> str:
+    """A sentence about a scene. Colour, shape and motion are always said; `complete` also insists on the background."""
+    words = " ".join(lexicon.PHRASES[row] for row in np.asarray(caption_rows(scene, key, complete=complete)) if row)
+    return words.replace(" ,", ",").replace(" .", ".")
+
+
+def caption_tokens(
+    scene: Scene, key: Key[Array, ""], *, length: int = CAPTION_LENGTH, complete: bool = False
+) -> tuple[Int[Array, " p"], Int[Array, " p"]]:
+    """Ids and mask of `caption(scene, key)`, end token included, padded to `length`."""
+    words = jnp.asarray(lexicon.phrase_tokens())[caption_rows(scene, key, complete=complete)]
+    words = jnp.append(words.reshape(-1), lexicon.END_ID)
+    # A stable sort moves the words to the front in their order.
+    order = jnp.argsort(words == lexicon.PAD_ID, stable=True)[:length]
+    ids = jnp.pad(words[order], (0, length - order.size))
+    return ids, (ids != lexicon.PAD_ID).astype(jnp.int32)
+
+
+def caption_rows(scene: Scene, key: Key[Array, ""], *, complete: bool = False) -> Int[Array, " slots"]:
+    """The phrases of a caption, slot by slot; 0 where a slot is left empty."""
+    draws: _Draws = iter(jax.random.uniform(key, (2 * _SLOTS,)))
+    form = (next(draws) < _FRAGMENT_SHARE).astype(jnp.int32)
+    first, second = _in_order(scene.objects, next(draws))
+    opening = [_pick(lexicon.OPENINGS, form, draws)]
+    subjects = _clause(first, form, draws)
+    company = [_pick(lexicon.JOINTS, form, draws), *_clause(second, form, draws)]
+    said = (next(draws) < _BACKGROUND_SHARE) | complete
+    leads = said & (next(draws) < _BACKGROUND_FIRST_SHARE) & (form == 0)
+    place = _place(scene, draws)
+    comma = _pick(lexicon.COMMAS, 0, draws)
+    before = [_if(leads, row) for row in (*place, comma)]
+    after = [_if(said & ~leads, row) for row in place]
+    company = [_if(second.present, row) for row in company]
+    return jnp.stack([*opening, *before, *subjects, *company, *after, _pick(lexicon.CLOSINGS, 0, draws)])
+
+
+def _in_order(objects: Objects, draw: Float[Array, ""]) -> tuple[Objects, Objects]:
+    """The objects in the order they are named: either may come first."""
+    swap = objects.present[1] & (draw < 0.5)
+    order = jnp.where(swap, jnp.array([1, 0]), jnp.array([0, 1]))
+    first, second = (jax.tree.map(lambda leaf, slot=order[place]: leaf[slot], objects) for place in (0, 1))
+    return first, second
+
+
+def _clause(thing: Objects, form: _Row, draws: _Draws) -> list[_Row]:
+    """ "a small red circle drifts slowly to the left": one object (a single slot) and what it does."""
+    size = _if(next(draws) < _SIZE_SHARE, _pick(lexicon.SIZES, thing.size, draws))
+    finish = _pick(lexicon.FINISHES, thing.finish, draws)
+    colour = _pick(lexicon.COLOURS, thing.colour, draws)
+    after_article = jnp.where(size != 0, size, jnp.where(finish != 0, finish, colour))
+    vowel = jnp.asarray(lexicon.STARTS_WITH_VOWEL)[after_article].astype(jnp.int32)
+    return [
+        _pick(lexicon.ARTICLES, vowel, draws),
+        size,
+        finish,
+        colour,
+        _pick(lexicon.SHAPES, thing.shape, draws),
+        _pick(lexicon.VERBS, form * len(names.MOTIONS) + thing.motion, draws),
+        _if(next(draws) < _SPEED_SHARE, _pick(lexicon.ADVERBS, thing.speed, draws)),
+        _pick(lexicon.DIRECTIONS, thing.direction, draws),
+    ]
+
+
+def _place(scene: Scene, draws: _Draws) -> list[_Row]:
+    """ "over a blue striped background"."""
+    background = scene.background
+    index = background.kind * len(names.BACKGROUND_COLOURS) + background.colour
+    return [_pick(lexicon.PREPOSITIONS, 0, draws), _pick(lexicon.BACKGROUNDS, index, draws)]
+
+
+def _pick(family: Family, index: _Row | int, draws: _Draws) -> _Row:
+    """One of the phrases of an index, all equally likely."""
+    count = jnp.asarray(family.counts)[index]
+    variant = jnp.floor(next(draws) * count.astype(jnp.float32)).astype(jnp.int32)
+    return jnp.asarray(family.rows)[index, variant]
+
+
+def _if(condition: Array, row: _Row) -> _Row:
+    return jnp.where(condition, row, 0)
