@@ -1,14 +1,18 @@
 """What all scripts share: mistakes become one line on stderr and exit code 2, Ctrl-C becomes exit code 130."""
 
 import argparse
+import concurrent.futures
 import difflib
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from sixbit_jax.errors import UserError
+
+Result = TypeVar("Result")
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,6 +41,24 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         # All of ours is unwound. Threads of XLA and Orbax may still run: an orderly exit would wait for them or abort.
         os._exit(130)
     sys.exit(code)
+
+
+def interruptible(work: Callable[[], Result]) -> Result:
+    """Run `work` in a thread and wait for it, so that Ctrl-C is answered at once.
+
+    A compiled program is one long call into C++, and Python delivers signals only between its own instructions. Work
+    that is interrupted goes on until the process ends, so it must not leave anything to clean up.
+    """
+    outcome: concurrent.futures.Future[Result] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result()
 
 
 def _say(text: str) -> None:

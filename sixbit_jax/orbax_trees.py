@@ -6,6 +6,7 @@ Data is stored as it lies in memory, one chunk per parameter and uncompressed: s
 import asyncio
 import concurrent.futures
 import contextlib
+import gc
 import logging
 import math
 from collections.abc import Iterator
@@ -34,7 +35,9 @@ def restore_tree(path: Path, abstract: Params) -> Params:
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_concurrent_gb(abstract))
     arguments = ocp.args.PyTreeRestore(item=abstract, restore_args=jax.tree.map(_restore_arguments, abstract))
     with _quiet(), ocp.Checkpointer(handler) as checkpointer:
-        return checkpointer.restore(path.absolute(), args=arguments)
+        params = checkpointer.restore(path.absolute(), args=arguments)
+    gc.collect()  # Orbax leaves cycles behind that hold its host buffers: gigabytes
+    return params
 
 
 def _save(path: Path, params: Params, writer: "_SerialWriter") -> None:

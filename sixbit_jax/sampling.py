@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sixbit_jax import outputs
+from sixbit_jax import cli, outputs
 from sixbit_jax.errors import UserError, nearest
 
 _SETTINGS_FLAGS = (
@@ -42,6 +42,7 @@ def sample_videos(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(_dry_run(pipe, pipe.settings(prompt=prompts[0], **given)))
         return
+    pipe.initial_latents(pipe.settings(prompt=prompts[0], **given), initial)  # refuses what does not fit
     print(_header(pipe))
     for prompt, target in zip(prompts, targets, strict=True):
         _one_video(args, pipe, prompt, given, initial, target)
@@ -55,7 +56,7 @@ def _one_video(
     settings = pipe.settings(prompt=prompt, **given)
     _warn_unknown_words(pipe, settings)
     with progress.bar(settings.num_inference_steps):
-        result = pipe(prompt, latents=initial, **given)
+        result = cli.interruptible(lambda: pipe(prompt, latents=initial, **given))
     target.parent.mkdir(parents=True, exist_ok=True)
     result.save(target)
     if args.save_latents:

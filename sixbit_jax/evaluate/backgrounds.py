@@ -8,10 +8,13 @@ from sixbit_jax.evaluate.colours import nearest_background
 from sixbit_jax.evaluate.tracks import Track
 
 _MARGIN = 3  # pixels around objects that are not trusted
-_PLAIN = 0.03  # deviation of the brightness, relative; the world's faintest pattern has 0.1
-_SLOPE = 0.8  # of the variance, explained by a plane: gradients have nearly all of it, patterns nearly none
-_ONE_AXIS = 0.6  # anisotropy of the spectrum: stripes have 1, the others about 0
-_TWO_AXES = 0.55  # of the power near the two axes (dots) or the two diagonals (checkers)
+# Limits between the kinds, each in the middle of a gap between what the world's kinds measure.
+_PLAIN = 0.05  # deviation of the brightness, relative: plain 0.01, all others from 0.12
+_SLOPE = 0.8  # share of the variance that a plane explains: gradients 0.99, patterns 0.02
+_LEAST_WAVES = 3  # slower waves across the picture are the window, and the holes where objects stand
+_ONE_WAY = 0.65  # anisotropy of the spectrum: stripes from 0.87, the others up to 0.4
+_LOBE = np.cos(np.pi / 6)  # within 15 degrees, of four ways 90 degrees apart
+_FOUR_WAYS = 0.54  # share of the power along the axes (dots) or diagonals (checkers): from 0.62, noise up to 0.46
 
 
 def read_background(video: UInt8[np.ndarray, "t h w 3"], tracks: list[Track]) -> tuple[str, str]:
@@ -43,12 +46,11 @@ def _read_pattern(brightness: Float[np.ndarray, "h w"], known: Bool[np.ndarray, 
     if np.corrcoef(values[known], plane[known])[0, 1] ** 2 > _SLOPE:
         return "gradient"
     power, angle = _spectrum(np.where(known, values - values[known].mean(), 0))
-    if abs(np.average(np.exp(2j * angle), weights=power)) > _ONE_AXIS:
+    if abs(np.average(np.exp(2j * angle), weights=power)) > _ONE_WAY:
         return "striped"
-    lobes = np.average(np.cos(4 * angle), weights=power)
-    if np.average(np.abs(np.cos(2 * angle)) > 0.87, weights=power) > _TWO_AXES:
+    if np.average(abs(np.cos(2 * angle)) > _LOBE, weights=power) > _FOUR_WAYS:
         return "dotted"
-    if np.average(np.abs(np.sin(2 * angle)) > 0.87, weights=power) > _TWO_AXES:
+    if np.average(abs(np.sin(2 * angle)) > _LOBE, weights=power) > _FOUR_WAYS:
         return "checkered"
     return "noisy"
 
@@ -69,6 +71,3 @@ def _spectrum(values: Float[np.ndarray, "h w"]) -> tuple[Float[np.ndarray, "h w"
     y, x = np.meshgrid(rows, columns, indexing="ij")
     power[np.hypot(y, x) < _LEAST_WAVES] = 0
     return power, np.arctan2(y, x)
-
-
-_LEAST_WAVES = 3.0  # slower waves are the window and the holes where objects stand

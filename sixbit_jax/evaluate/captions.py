@@ -6,6 +6,7 @@ It knows the world's palette and outlines, and no more about the video than a vi
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,7 +68,8 @@ def score(reading: Reading, truth: Attributes) -> dict[str, bool]:
         "count": len(reading.objects) == len(truth.objects),
         "colour": all(seen.colour == told.colour for seen, told in pairs),
         "shape": all(seen.shape == told.shape for seen, told in pairs),
-        "motion": all((seen.motion, seen.direction) == (told.motion, told.direction) for seen, told in pairs),
+        "motion": all(seen.motion == told.motion for seen, told in pairs),
+        "direction": all(seen.direction == told.direction for seen, told in pairs),
         "background": reading.background == truth.background,
         "background_colour": reading.background_colour == truth.background_colour,
     }
@@ -77,14 +79,13 @@ def match(
     seen: Sequence[ObjectReading], told: Sequence[ObjectAttributes]
 ) -> list[tuple[ObjectReading, ObjectAttributes]]:
     """A reading for each described object, best pairs first; what was not seen gets a reading of nothing."""
-    ranked = sorted(
-        ((_agreement(one, other), -i, -j) for i, one in enumerate(seen) for j, other in enumerate(told)), reverse=True
-    )
-    partner: dict[int, int] = {}
-    for _, i, j in ranked:
-        if -j not in partner and -i not in partner.values():
-            partner[-j] = -i
-    return [(seen[partner[j]] if j in partner else _MISSING, other) for j, other in enumerate(told)]
+    free, partner = set(range(len(seen))), {}
+    pairs = itertools.product(range(len(told)), range(len(seen)))
+    for described, found in sorted(pairs, key=lambda pair: -_agreement(seen[pair[1]], told[pair[0]])):
+        if described not in partner and found in free:
+            partner[described] = seen[found]
+            free.remove(found)
+    return [(partner.get(index, _MISSING), thing) for index, thing in enumerate(told)]
 
 
 def accuracy(readings: Sequence[Reading], truths: Sequence[Attributes]) -> dict[str, float]:
@@ -95,5 +96,5 @@ def accuracy(readings: Sequence[Reading], truths: Sequence[Attributes]) -> dict[
 
 def _agreement(seen: ObjectReading, told: ObjectAttributes) -> int:
     """How much of a description fits. Colour counts most: it is what tells two objects apart."""
-    moves = (seen.motion, seen.direction) == (told.motion, told.direction)
-    return 4 * (seen.colour == told.colour) + 2 * (seen.shape == told.shape) + moves
+    moves = (seen.motion == told.motion) + (seen.direction == told.direction)
+    return 5 * (seen.colour == told.colour) + 2 * (seen.shape == told.shape) + moves

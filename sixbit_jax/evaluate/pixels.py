@@ -10,8 +10,16 @@ Video: TypeAlias = UInt8[np.ndarray, "t h w 3"] | Float[np.ndarray, "t h w 3"] |
 
 
 def to_bytes(video: Video) -> UInt8[np.ndarray, "t h w 3"]:
-    """Bytes of either form."""
-    video = np.asarray(video)
-    if video.dtype == np.uint8:
-        return video
-    return np.clip(np.rint((video.astype(np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+    """Either form as bytes, rounded."""
+    pixels = np.asarray(video)
+    if pixels.dtype == np.uint8:
+        return pixels
+    return np.clip(np.rint((pixels.astype(np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def to_unit(video: Video) -> Float[np.ndarray, "t h w 3"]:
+    """Either form as numbers in [0, 1]."""
+    pixels = np.asarray(video)
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.float32) / 255
+    return np.clip((pixels.astype(np.float32) + 1) / 2, 0, 1)

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 
 from sixbit_jax.tiny import names
-from sixbit_jax.tiny.scene import Scene
+from sixbit_jax.tiny.scene import MAX_OBJECTS, Objects, Scene
 
 _HELD_OUT_ONE_IN = 10
 
@@ -41,7 +41,7 @@ def attributes(scene: Scene) -> Attributes:
     """What a single (not batched) scene shows."""
     objects, background = scene.objects, scene.background
     return Attributes(
-        tuple(_object(objects, slot) for slot in np.flatnonzero(np.asarray(objects.present))),
+        tuple(_object(objects, slot) for slot in range(MAX_OBJECTS) if objects.present[slot]),
         names.BACKGROUNDS[int(background.kind)],
         names.BACKGROUND_COLOURS[int(background.colour)],
     )
@@ -52,7 +52,7 @@ def is_held_out(truth: Attributes) -> bool:
     return any(_held_out(thing.colour, thing.shape, thing.motion) for thing in truth.objects)
 
 
-def _object(objects, slot: int) -> ObjectAttributes:
+def _object(objects: Objects, slot: int) -> ObjectAttributes:
     def word(field: str, choices: tuple[str, ...]) -> str:
         return choices[int(getattr(objects, field)[slot])]
 

@@ -17,9 +17,10 @@ from sixbit_jax.tiny.scene import Objects, Scene
 
 CAPTION_LENGTH = 48  # tokens; no caption is longer
 
-_SLOTS = 25
+_DRAWS = 40  # random numbers that a caption may use
 _FRAGMENT_SHARE = 0.4
 _SIZE_SHARE, _SPEED_SHARE, _BACKGROUND_SHARE = 0.6, 0.5, 0.93  # how often each is said
+_SPEED_LAST_SHARE = 0.3  # "moves left slowly" rather than "moves slowly left"
 _BACKGROUND_FIRST_SHARE = 0.2  # of the sentences
 
 _Draws = Iterator[Float[Array, ""]]
@@ -28,7 +29,12 @@ _Row = Int[Array, ""]
 
 def caption(scene: Scene, key: Key[Array, ""], *, complete: bool = False) -> str:
     """A sentence about a scene. Colour, shape and motion are always said; `complete` also insists on the background."""
-    words = " ".join(lexicon.PHRASES[row] for row in np.asarray(caption_rows(scene, key, complete=complete)) if row)
+    return sentence(np.asarray(_caption_rows(scene, key, complete=complete)))
+
+
+def sentence(rows: Int[np.ndarray, " slots"]) -> str:
+    """Phrases as text."""
+    words = " ".join(lexicon.PHRASES[row] for row in rows if row)
     return words.replace(" ,", ",").replace(" .", ".")
 
 
@@ -46,7 +52,7 @@ def caption_tokens(
 
 def caption_rows(scene: Scene, key: Key[Array, ""], *, complete: bool = False) -> Int[Array, " slots"]:
     """The phrases of a caption, slot by slot; 0 where a slot is left empty."""
-    draws: _Draws = iter(jax.random.uniform(key, (2 * _SLOTS,)))
+    draws: _Draws = iter(jax.random.uniform(key, (_DRAWS,)))
     form = (next(draws) < _FRAGMENT_SHARE).astype(jnp.int32)
     first, second = _in_order(scene.objects, next(draws))
     opening = [_pick(lexicon.OPENINGS, form, draws)]
@@ -62,6 +68,9 @@ def caption_rows(scene: Scene, key: Key[Array, ""], *, complete: bool = False) -
     return jnp.stack([*opening, *before, *subjects, *company, *after, _pick(lexicon.CLOSINGS, 0, draws)])
 
 
+_caption_rows = jax.jit(caption_rows, static_argnames="complete")
+
+
 def _in_order(objects: Objects, draw: Float[Array, ""]) -> tuple[Objects, Objects]:
     """The objects in the order they are named: either may come first."""
     swap = objects.present[1] & (draw < 0.5)
@@ -75,6 +84,8 @@ def _clause(thing: Objects, form: _Row, draws: _Draws) -> list[_Row]:
     size = _if(next(draws) < _SIZE_SHARE, _pick(lexicon.SIZES, thing.size, draws))
     finish = _pick(lexicon.FINISHES, thing.finish, draws)
     colour = _pick(lexicon.COLOURS, thing.colour, draws)
+    speed = _if(next(draws) < _SPEED_SHARE, _pick(lexicon.ADVERBS, thing.speed, draws))
+    speed_last = next(draws) < _SPEED_LAST_SHARE
     after_article = jnp.where(size != 0, size, jnp.where(finish != 0, finish, colour))
     vowel = jnp.asarray(lexicon.STARTS_WITH_VOWEL)[after_article].astype(jnp.int32)
     return [
@@ -84,8 +95,9 @@ def _clause(thing: Objects, form: _Row, draws: _Draws) -> list[_Row]:
         colour,
         _pick(lexicon.SHAPES, thing.shape, draws),
         _pick(lexicon.VERBS, form * len(names.MOTIONS) + thing.motion, draws),
-        _if(next(draws) < _SPEED_SHARE, _pick(lexicon.ADVERBS, thing.speed, draws)),
+        _if(~speed_last, speed),
         _pick(lexicon.DIRECTIONS, thing.direction, draws),
+        _if(speed_last, speed),
     ]
 
 

@@ -44,11 +44,11 @@ _BACKGROUND_COLOURS = {
     "gray": (128, 128, 128),
     "brown": (146, 100, 74),
     "olive": (132, 136, 72),
-    "green": (92, 138, 96),
-    "teal": (78, 136, 138),
+    "green": (94, 140, 88),
+    "teal": (70, 134, 144),
     "blue": (80, 110, 164),
     "purple": (128, 92, 152),
-    "pink": (144, 104, 118),
+    "pink": (148, 100, 116),
 }
 
 COLOURS = tuple(_OBJECT_COLOURS)

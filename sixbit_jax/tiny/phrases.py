@@ -82,6 +82,7 @@ def _diagonal(vertical: str, horizontal: str) -> list[str]:
     return [
         f"to the {vertical} {horizontal}",
         f"toward the {vertical} {horizontal}",
+        f"towards the {vertical} {horizontal}",
         f"to the {place} {horizontal}",
         f"{step} and to the {horizontal}",
         f"diagonally {step} and {horizontal}",

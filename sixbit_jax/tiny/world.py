@@ -2,6 +2,7 @@
 from the background and hide each other only in passing.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -14,7 +15,7 @@ from sixbit_jax.tiny.attributes import HELD_OUT
 from sixbit_jax.tiny.motion import half_spans, poses
 from sixbit_jax.tiny.scene import MAX_OBJECTS, Background, Objects, Scene
 
-_PAIR_SHARE = 0.35  # of the scenes have two objects
+PAIR_SHARE = 0.35  # of the scenes have two objects
 _STRIPED_SHARE = 0.2  # of the objects that are large enough for it
 _EDGE = 0.015  # free space between objects and the border, in sides
 
@@ -53,15 +54,18 @@ _PLACEMENTS = 12
 _OVERLAP = 0.05
 
 
-def sample_scene(key: Key[Array, ""], *, held_out: bool = False) -> Scene:
-    """A random scene: from the combinations of training, or only from those kept out of it."""
+def sample_scene(key: Key[Array, ""], *, held_out: bool = False, pair_share: float = PAIR_SHARE) -> Scene:
+    """A random scene: from the combinations of training, or only from those kept out of it.
+
+    `pair_share` is how likely it is to have two objects.
+    """
     kinds_key, path_key, place_key, background_key = jax.random.split(key, 4)
-    kinds = _sample_kinds(kinds_key, held_out)
+    kinds = _sample_kinds(kinds_key, held_out, pair_share)
     objects = _place(place_key, _sample_paths(path_key, kinds))
     return Scene(objects, _sample_background(background_key, objects))
 
 
-def _sample_kinds(key: Key[Array, ""], held_out: bool) -> dict[str, Array]:
+def _sample_kinds(key: Key[Array, ""], held_out: bool, pair_share: float) -> dict[str, Array]:
     """What the objects are, as indices. Two objects never share a colour: it is what tells them apart."""
     first_key, second_key, pair_key, size_key, speed_key, finish_key, direction_key = jax.random.split(key, 7)
     weights = jnp.log(jnp.asarray(np.where(held_out, HELD_OUT, ~HELD_OUT) * _MOTION_WEIGHTS, jnp.float32))
@@ -69,7 +73,7 @@ def _sample_kinds(key: Key[Array, ""], held_out: bool) -> dict[str, Array]:
     taken = jnp.arange(len(names.COLOURS)) == first[0]
     second = _pick_triple(second_key, jnp.where(taken[:, None, None], -jnp.inf, weights))
     colour, shape, motion = jnp.stack([first, second], 1)
-    pair = jax.random.uniform(pair_key) < _PAIR_SHARE
+    pair = jax.random.uniform(pair_key) < pair_share
     size_weights = jnp.where(pair, jnp.asarray(_PAIR_SIZE_WEIGHTS), jnp.asarray(_SIZE_WEIGHTS))[motion]
     speed = jax.random.randint(speed_key, (MAX_OBJECTS,), 0, 2)
     striped = jax.random.uniform(finish_key, (MAX_OBJECTS,)) < _STRIPED_SHARE
@@ -127,19 +131,15 @@ def _place(key: Key[Array, ""], objects: Objects) -> Objects:
     room = jnp.maximum(0.5 - _EDGE - half_spans(objects), 0.0)
     centres = 0.5 + room[None] * jax.random.uniform(key, (_PLACEMENTS, *room.shape), minval=-1, maxval=1)
     costs = jnp.maximum(jax.vmap(lambda centre: _overlap(objects, centre))(centres), _OVERLAP)
-    return _replaced(objects, centres[jnp.argmin(costs)])
+    return dataclasses.replace(objects, centre=centres[jnp.argmin(costs)])
 
 
 def _overlap(objects: Objects, centre: Float[Array, "o 2"]) -> Float[Array, ""]:
     """How deep the two objects are in each other, in diameters of the smaller, on average over the video."""
-    centres, radii = poses(_replaced(objects, centre), jnp.linspace(0.0, 1.0, 13))
+    centres, radii = poses(dataclasses.replace(objects, centre=centre), jnp.linspace(0.0, 1.0, 13))
     distance = jnp.linalg.norm(centres[:, 0] - centres[:, 1], axis=-1)
     depth = jnp.maximum(radii.sum(1) - distance, 0.0) / (2 * radii.min(1))
     return jnp.where(objects.present[1], depth.mean(), 0.0)
-
-
-def _replaced(objects: Objects, centre: Float[Array, "o 2"]) -> Objects:
-    return Objects(**{**vars(objects), "centre": centre})
 
 
 def _sample_background(key: Key[Array, ""], objects: Objects) -> Background:

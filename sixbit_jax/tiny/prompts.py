@@ -1,0 +1,28 @@
+"""Prompts that training never shows, with what a video of each has to look like."""
+
+import jax
+
+from sixbit_jax.tiny.attributes import Attributes, attributes
+from sixbit_jax.tiny.captions import caption_rows, sentence
+from sixbit_jax.tiny.world import PAIR_SHARE, sample_scene
+
+
+def held_out_prompts(count: int, seed: int, *, pair_share: float = PAIR_SHARE) -> list[tuple[str, Attributes]]:
+    """`count` different prompts about held-out combinations, each naming the background too."""
+    drawn: dict[str, Attributes] = {}
+    key = jax.random.key(seed)
+    while len(drawn) < count:
+        key, batch_key = jax.random.split(key)
+        drawn |= _draw(batch_key, count, pair_share)
+    return list(drawn.items())[:count]
+
+
+def _draw(key: jax.Array, count: int, pair_share: float) -> dict[str, Attributes]:
+    def one(key: jax.Array):
+        scene_key, words_key = jax.random.split(key)
+        scene = sample_scene(scene_key, held_out=True, pair_share=pair_share)
+        return scene, caption_rows(scene, words_key, complete=True)
+
+    scenes, rows = jax.device_get(jax.jit(jax.vmap(one))(jax.random.split(key, count)))
+    singles = (jax.tree.map(lambda leaf, index=index: leaf[index], scenes) for index in range(count))
+    return {sentence(row): attributes(scene) for row, scene in zip(rows, singles, strict=True)}
