@@ -78,6 +78,7 @@ def convert_checkpoint(
     """Convert an input (see `sources`) to a checkpoint at `output`."""
     refuse_existing(output, overwrite=overwrite, replaceable=checkpoint.is_checkpoint)
     source = find(path).only(component)
+    mark = fingerprint(source)  # before anything is read: a file that changes meanwhile must not count as converted
     plans = [plan(part, dtype) for part in source.parts]
     with checkpoint.draft(output, overwrite=overwrite) as draft:
         # A little more, for the manifest and Orbax's own files.
@@ -85,7 +86,7 @@ def convert_checkpoint(
         results = [_convert_component(p, draft, compare) for p in plans]
         if source.tokenizer:
             draft.add_tokenizer(source.tokenizer)
-        draft.finish(source.pipeline, _provenance(source))
+        draft.finish(source.pipeline, _provenance(source, mark))
     return source, results
 
 
@@ -101,8 +102,8 @@ def cached(path: Path, dtype: str) -> Path:
         if _is_fresh(target, mark):
             return target
     target = next((target for target in targets if _is_writable(target)), targets[-1])
-    if checkpoint.is_checkpoint(target):
-        shutil.rmtree(target)  # out of date
+    if target.exists():
+        shutil.rmtree(target)  # out of date or damaged; the place is ours
     print(f"converting {path} once, into {target}", file=sys.stderr)
     try:
         convert_checkpoint(path, target, dtype)
@@ -138,7 +139,10 @@ def _config(kind: Kind, part: Part, reader: Reader, naming: str) -> Any:
         raise UserError(f"{part.files[0]}: tensors are missing, its configuration cannot be told ({error!r})") from None
     if part.config is None:
         return inferred
-    config = kind.config.from_dict(read_json(part.config))
+    try:
+        config = kind.config.from_dict(read_json(part.config))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{part.config}: {error}") from None
     open_fields = [field.name for field in dataclasses.fields(config) if getattr(config, field.name) is None]
     return dataclasses.replace(config, **{name: getattr(inferred, name) for name in open_fields})
 
@@ -164,12 +168,12 @@ def _bar(p: Plan, label: str) -> tqdm:
     return tqdm(total=len(p.rules), desc=label, unit="tensor", dynamic_ncols=True, disable=None)
 
 
-def _provenance(source: Source) -> dict[str, Any]:
+def _provenance(source: Source, mark: str) -> dict[str, Any]:
     files = {file: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in source.files()}
     base = source.path if source.path.is_dir() else source.path.parent
     return {
         "path": os.path.abspath(source.path),
-        "fingerprint": fingerprint(source),
+        "fingerprint": mark,
         "files": {str(file.relative_to(base)): facts for file, facts in files.items()},
     }
 

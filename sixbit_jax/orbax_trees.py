@@ -3,7 +3,6 @@
 Data is stored as it lies in memory, one chunk per parameter and uncompressed: saving then needs no second copy of it.
 """
 
-import asyncio
 import concurrent.futures
 import contextlib
 import gc
@@ -22,7 +21,7 @@ from sixbit_jax.shapes import Params
 
 def save_tree(path: Path, params: Params) -> None:
     """Write a tree of arrays to a new folder. Uninterruptible: Ctrl-C takes effect when the tree is written."""
-    writer = _SerialWriter()
+    writer = _PatientWriter()
     # The pool waits for its thread, also on Ctrl-C: nothing must be written any more when the folder is removed.
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         error = pool.submit(_save, path, jax.tree.map(np.asarray, params), writer).exception()
@@ -40,7 +39,7 @@ def restore_tree(path: Path, abstract: Params) -> Params:
     return params
 
 
-def _save(path: Path, params: Params, writer: "_SerialWriter") -> None:
+def _save(path: Path, params: Params, writer: "_PatientWriter") -> None:
     handlers = ocp.type_handlers.create_type_handler_registry((np.ndarray, writer))
     # A file size of 0 is no limit; a limit would cut large parameters into chunks, and chunks are copied.
     arguments = ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=0)
@@ -50,8 +49,8 @@ def _save(path: Path, params: Params, writer: "_SerialWriter") -> None:
             checkpointer.save(path.absolute(), args=arguments)
 
 
-class _SerialWriter(ocp.type_handlers.NumpyHandler):
-    """One array at a time, and none after an error.
+class _PatientWriter(ocp.type_handlers.NumpyHandler):
+    """Keeps the first error until all arrays are done with.
 
     Orbax writes all at once and leaves when the first fails, with the others still writing behind its back.
     """
@@ -60,16 +59,12 @@ class _SerialWriter(ocp.type_handlers.NumpyHandler):
         # Orbax copies host arrays in case they change while it writes; nothing changes them here.
         super().__init__(deepcopy_host_arrays=False)
         self.error: Exception | None = None
-        self._turn = asyncio.Semaphore(1)
 
     async def _open_and_write(self, value: np.ndarray, *arguments: Any) -> None:
-        async with self._turn:
-            if self.error is not None:
-                return
-            try:
-                await super()._open_and_write(value, *arguments)
-            except Exception as error:
-                self.error = error
+        try:
+            await super()._open_and_write(value, *arguments)
+        except Exception as error:
+            self.error = self.error or error
 
 
 def _restore_arguments(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:

@@ -28,6 +28,14 @@ CONFIGS = {
         "temperal_downsample": [True, True],
         "scale_factor_spatial": 4,
     },
+    "one resampling": {
+        "base_dim": 8,
+        "dim_mult": [1, 2],
+        "num_res_blocks": 1,
+        "temperal_downsample": [True],
+        "scale_factor_spatial": 2,
+        "scale_factor_temporal": 2,
+    },
 }
 
 

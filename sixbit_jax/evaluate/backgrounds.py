@@ -67,7 +67,6 @@ def _spectrum(values: Float[np.ndarray, "h w"]) -> tuple[Float[np.ndarray, "h w"
     """Power of the waves in a picture, and the direction each runs in."""
     window = np.outer(np.hanning(values.shape[0]), np.hanning(values.shape[1]))
     power = np.abs(np.fft.fft2(values * window)) ** 2
-    rows, columns = (np.fft.fftfreq(size, 1 / size) for size in values.shape)
-    y, x = np.meshgrid(rows, columns, indexing="ij")
+    y, x = np.meshgrid(*(np.fft.fftfreq(size) * min(values.shape) for size in values.shape), indexing="ij")
     power[np.hypot(y, x) < _LEAST_WAVES] = 0
     return power, np.arctan2(y, x)

@@ -23,13 +23,19 @@ def read_motion(track: Track) -> tuple[str, str]:
     path = track.centres[track.clear]
     growth = _growth(track)
     side = min(track.masks.shape[1:])
-    moved = float(np.linalg.norm(np.ptp(path, axis=0))) / side / _LEAST_PATH
+    moved = float(np.linalg.norm(np.ptp(path, axis=0))) / side / _LEAST_PATH / _share_seen(track)
     grown = abs(growth) / _LEAST_GROWTH
     if max(moved, grown) < _STILL:
         return "still", "none"
     if grown > moved:
         return ("grow" if growth > 0 else "shrink"), "none"
     return _read_path(path)
+
+
+def _share_seen(track: Track) -> float:
+    """How much of the video lies between the first clear frame and the last: the path is cut short by as much."""
+    times = np.flatnonzero(track.clear)
+    return float(max(times[-1] - times[0], 1) / max(len(track.clear) - 1, 1))
 
 
 def _growth(track: Track) -> float:

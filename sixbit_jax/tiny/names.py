@@ -33,9 +33,9 @@ _OBJECT_COLOURS = {
     "orange": (255, 142, 22),
     "yellow": (252, 224, 44),
     "green": (38, 172, 62),
-    "cyan": (44, 212, 226),
+    "cyan": (36, 226, 240),
     "blue": (38, 78, 232),
-    "purple": (142, 44, 196),
+    "purple": (162, 36, 190),
     "pink": (255, 104, 190),
     "white": (246, 246, 246),
     "black": (16, 16, 18),
@@ -45,7 +45,7 @@ _BACKGROUND_COLOURS = {
     "brown": (146, 100, 74),
     "olive": (132, 136, 72),
     "green": (94, 140, 88),
-    "teal": (70, 134, 144),
+    "teal": (78, 128, 134),
     "blue": (80, 110, 164),
     "purple": (128, 92, 152),
     "pink": (148, 100, 116),
@@ -56,10 +56,10 @@ BACKGROUND_COLOURS = tuple(_BACKGROUND_COLOURS)
 PALETTE = np.array(list(_OBJECT_COLOURS.values()), np.float32) / 255
 BACKGROUND_PALETTE = np.array(list(_BACKGROUND_COLOURS.values()), np.float32) / 255
 
-# White and black have no second shade that is still their own.
-TAKES_STRIPES = np.array([colour not in ("white", "black") for colour in COLOURS])
+# A darker white, black or cyan would look like something else.
+TAKES_STRIPES = np.array([colour not in ("white", "black", "cyan") for colour in COLOURS])
 # How bright the dark stripes of a striped object are, and the darkest and brightest shade of a background,
 # as factors of the palette colour.
 STRIPE_SHADE = 0.84
 TEXTURE_SHADES = (0.8, 1.2)
-GRADIENT_SHADES = (0.66, 1.34)
+GRADIENT_SHADES = (0.68, 1.32)

@@ -1,9 +1,13 @@
 """Prompts that training never shows, with what a video of each has to look like."""
 
+import functools
+
 import jax
+from jaxtyping import Array, Int, Key
 
 from sixbit_jax.tiny.attributes import Attributes, attributes
 from sixbit_jax.tiny.captions import caption_rows, sentence
+from sixbit_jax.tiny.scene import Scene
 from sixbit_jax.tiny.world import PAIR_SHARE, sample_scene
 
 
@@ -17,12 +21,15 @@ def held_out_prompts(count: int, seed: int, *, pair_share: float = PAIR_SHARE) -
     return list(drawn.items())[:count]
 
 
-def _draw(key: jax.Array, count: int, pair_share: float) -> dict[str, Attributes]:
-    def one(key: jax.Array):
-        scene_key, words_key = jax.random.split(key)
-        scene = sample_scene(scene_key, held_out=True, pair_share=pair_share)
-        return scene, caption_rows(scene, words_key, complete=True)
-
-    scenes, rows = jax.device_get(jax.jit(jax.vmap(one))(jax.random.split(key, count)))
+def _draw(key: Key[Array, ""], count: int, pair_share: float) -> dict[str, Attributes]:
+    scenes, rows = jax.device_get(_sample(jax.random.split(key, count), pair_share))
     singles = (jax.tree.map(lambda leaf, index=index: leaf[index], scenes) for index in range(count))
     return {sentence(row): attributes(scene) for row, scene in zip(rows, singles, strict=True)}
+
+
+@jax.jit
+@functools.partial(jax.vmap, in_axes=(0, None))
+def _sample(key: Key[Array, ""], pair_share: float | Array) -> tuple[Scene, Int[Array, " slots"]]:
+    scene_key, words_key = jax.random.split(key)
+    scene = sample_scene(scene_key, held_out=True, pair_share=pair_share)
+    return scene, caption_rows(scene, words_key, complete=True)

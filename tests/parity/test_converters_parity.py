@@ -20,36 +20,35 @@ from sixbit_jax import checkpoint
 
 pytestmark = pytest.mark.parity
 
-SIZES = {
-    "transformer": {"num_attention_heads": 1, "num_layers": 2, "ffn_dim": 192, "text_dim": 32},
-    "vae": {"base_dim": 16},
-    "text_encoder": {"vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+# Wan2.1's two kinds of image-to-video read image tokens; FLF2V has positions for them.
+_DIT = {"num_attention_heads": 1, "num_layers": 2, "ffn_dim": 192, "text_dim": 32}
+_IMAGE_DIT = _DIT | {"in_channels": 36, "image_dim": 48, "added_kv_proj_dim": 128, "pos_embed_seq_len": 10}
+_TEXT = {"vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+# Of each kind: the component it is, and a small model made by the library that owns it.
+MODELS = {
+    "transformer": ("transformer", lambda: diffusers.WanTransformer3DModel(**_DIT)),
+    "image_transformer": ("transformer", lambda: diffusers.WanTransformer3DModel(**_IMAGE_DIT)),
+    "vae": ("vae", lambda: diffusers.AutoencoderKLWan(base_dim=16)),
+    "text_encoder": ("text_encoder", lambda: transformers.UMT5EncoderModel(transformers.UMT5Config(**_TEXT))),
 }
 
 
-def model(component):
-    """A small model of each kind, made by the library that owns it."""
+@pytest.fixture(params=MODELS)
+def made(request):
+    """(component, module)"""
+    component, make = MODELS[request.param]
     torch.manual_seed(0)
-    sizes = SIZES[component]
-    if component == "transformer":
-        return diffusers.WanTransformer3DModel(**sizes)
-    if component == "vae":
-        return diffusers.AutoencoderKLWan(**sizes)
-    return transformers.UMT5EncoderModel(transformers.UMT5Config(**sizes))
+    return component, make()
 
 
 def numpy_state(module):
     return {key: value.detach().numpy() for key, value in module.state_dict().items()}
 
 
-@pytest.fixture(params=sorted(SIZES))
-def component(request):
-    return request.param
-
-
-def test_round_trip_through_both_namings_is_exact(component):
+def test_round_trip_through_both_namings_is_exact(made):
     """diffusers keys -> ours -> original keys -> ours -> diffusers keys."""
-    kind, source = COMPONENTS[component], numpy_state(model(component))
+    component, module = made
+    kind, source = COMPONENTS[component], numpy_state(module)
     config = kind.table.infer_config({key: x.shape for key, x in source.items()}, "diffusers")
     abstract = kind.abstract_params(config, DTYPES["f32"])
     tables = {naming: kind.table.rules(config, naming) for naming in kind.table.MARKERS}
@@ -64,25 +63,26 @@ def test_round_trip_through_both_namings_is_exact(component):
         np.testing.assert_array_equal(array, source[key])
 
 
-def test_exported_folders_load_in_the_owners_library(component, tmp_path):
-    made = model(component)
-    made.save_pretrained(tmp_path / "theirs")
+def test_exported_folders_load_in_the_owners_library(made, tmp_path):
+    component, module = made
+    module.save_pretrained(tmp_path / "theirs")
     convert_checkpoint(tmp_path / "theirs", tmp_path / "ours", "f32", compare=True)
     values, params = checkpoint.load_numpy(tmp_path / "ours", component)
     kind = COMPONENTS[component]
     export_component(tmp_path / "back", kind, kind.config.from_dict(values), params, shard_bytes=100_000)
-    loaded = type(made).from_pretrained(tmp_path / "back")
-    expected, found = numpy_state(made), numpy_state(loaded)
+    loaded = type(module).from_pretrained(tmp_path / "back")
+    expected, found = numpy_state(module), numpy_state(loaded)
     assert found.keys() == expected.keys()
     for key, array in expected.items():
         np.testing.assert_array_equal(found[key], array)
 
 
 def test_sharded_folders_of_diffusers_convert(tmp_path):
-    model("transformer").save_pretrained(tmp_path / "theirs", max_shard_size="500KB")
+    module = diffusers.WanTransformer3DModel(**_DIT)
+    module.save_pretrained(tmp_path / "theirs", max_shard_size="500KB")
     assert (tmp_path / "theirs" / "diffusion_pytorch_model.safetensors.index.json").is_file()
     _, (result,) = convert_checkpoint(tmp_path / "theirs", tmp_path / "ours", "bf16", compare=True)
-    assert result.verified == len(model("transformer").state_dict())
+    assert result.verified == len(module.state_dict())
 
 
 _DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn]
@@ -102,8 +102,9 @@ def test_pth_files_read_bit_for_bit(tmp_path, zipped, dtype):
         np.testing.assert_array_equal(found.astype(np.float32), tensor.detach().float().numpy())
 
 
-def test_pth_and_safetensors_give_the_same_checkpoint(component, tmp_path):
-    state = {key: value.contiguous() for key, value in model(component).state_dict().items()}
+def test_pth_and_safetensors_give_the_same_checkpoint(made, tmp_path):
+    component, module = made
+    state = {key: value.contiguous() for key, value in module.state_dict().items()}
     state.pop("encoder.embed_tokens.weight", None)  # tied: safetensors refuses to write memory twice
     torch.save({"state_dict": state}, tmp_path / "a.pth")
     safetensors.torch.save_file(state, tmp_path / "b.safetensors")

@@ -66,17 +66,9 @@ def test_decode(
     assert_close(decode(vae_reference.params(name), config, latents, frames_per_chunk=chunk), theirs)
 
 
-# Tiles cut off by the frame on both axes; tiles of unequal sides, overlapping by more than half; no overlap.
-TILINGS = [
-    (vae.Tiling((16, 16), (12, 12)), (28, 20)),
-    (vae.Tiling((16, 12), (4, 8)), (20, 16)),
-    (vae.Tiling((8, 16), (8, 16)), (16, 24)),
-]
-
-
-@pytest.mark.parametrize(("tile", "size"), TILINGS)
-def test_tiles(tile: vae.Tiling, size: tuple[int, int], rng: np.random.Generator) -> None:
-    name = "two resamplings"
+def test_tiles(rng: np.random.Generator) -> None:
+    """Rows overlap by half; columns by less, and the last one lies all in the overlap: four shapes of tiles."""
+    name, size, tile = "one resampling", (12, 14), vae.Tiling((8, 8), (4, 6))
     config, params = vae_reference.config(name), vae_reference.params(name)
     video = rng.uniform(-1, 1, (1, 5, *size, 3)).astype(np.float32)
     latents = draw_latents(config, (1, 5, *size), rng)
@@ -90,8 +82,10 @@ def test_tiles(tile: vae.Tiling, size: tuple[int, int], rng: np.random.Generator
 def reference_tiling(name: str, tile: vae.Tiling) -> Iterator[None]:
     model = vae_reference.reference(name)
     model.enable_tiling(*tile.size, *tile.stride)
-    yield
-    model.disable_tiling()
+    try:
+        yield
+    finally:
+        model.disable_tiling()
 
 
 def draw_latents(config: vae.VAEConfig, shape: tuple[int, int, int, int], rng: np.random.Generator) -> np.ndarray:

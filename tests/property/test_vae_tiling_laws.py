@@ -19,7 +19,7 @@ extents = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
 @given(tilings(), extents)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_tiles_of_a_pointwise_code_are_the_whole(tiling: Tiling, extent: tuple[int, int]) -> None:
     """Up to the one rounding of `a·(1 - r) + a·r`, at most once per axis and tile."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, *extent, 1), np.float32))
@@ -28,7 +28,7 @@ def test_tiles_of_a_pointwise_code_are_the_whole(tiling: Tiling, extent: tuple[i
 
 
 @given(tilings(), extents)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_tiles_may_change_the_grid(tiling: Tiling, extent: tuple[int, int]) -> None:
     """A code that doubles height and width, described by tiles twice as large."""
     large = Tiling(tuple(2 * n for n in tiling.size), tuple(2 * n for n in tiling.stride))
@@ -39,7 +39,7 @@ def test_tiles_may_change_the_grid(tiling: Tiling, extent: tuple[int, int]) -> N
 
 
 @given(tilings(), extents)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_blending_is_a_mixture(tiling: Tiling, extent: tuple[int, int]) -> None:
     """Tiles of different constants: nothing leaves the range between them."""
     x = jnp.arange(extent[0] * extent[1], dtype=jnp.float32).reshape(1, 1, *extent, 1)

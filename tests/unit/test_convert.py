@@ -151,9 +151,17 @@ def test_a_diffusers_pipeline_with_two_experts(tmp_path):
     assert source.pipeline["boundary_ratio"] == 0.875
 
 
-@pytest.mark.parametrize("component", ["transformer", "text_encoder", "vae"])
-@pytest.mark.parametrize("naming", ["diffusers", "original"])
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize(
+    ("component", "naming", "prefix"),
+    [
+        ("transformer", "diffusers", "model.diffusion_model."),
+        ("transformer", "original", "diffusion_model."),
+        ("text_encoder", "diffusers", "model."),
+        ("text_encoder", "original", ""),
+        ("vae", "diffusers", ""),
+        ("vae", "original", ""),
+    ],
+)
 def test_single_files_are_told_by_their_keys(pipeline, tmp_path, component, naming, prefix):
     folder = pipeline / component
     arrays = tensors(folder) if naming == "diffusers" else in_original_naming(folder, component)
@@ -161,6 +169,21 @@ def test_single_files_are_told_by_their_keys(pipeline, tmp_path, component, nami
     convert_checkpoint(tmp_path / "model.safetensors", tmp_path / "made", "f32")
     convert_checkpoint(pipeline, tmp_path / "expected", "f32", component=component)
     assert same_component(tmp_path / "made", tmp_path / "expected", component)
+
+
+def test_what_a_pipeline_says_about_sampling(copy):
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 8}
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    (copy / "defaults.json").write_text(json.dumps({"fps": 24}))
+    expected = {"schedule": "diffusers", "solver": "euler", "flow_shift": 8.0, "fps": 24}
+    assert find(copy).pipeline == {"defaults": expected, "boundary_ratio": None, "expand_timesteps": False}
+
+
+def test_components_of_no_use_here_are_skipped_by_name(copy):
+    index = json.loads((copy / "model_index.json").read_text())
+    index |= {"image_encoder": ["transformers", "CLIPVisionModel"], "image_processor": ["transformers", "X"]}
+    (copy / "model_index.json").write_text(json.dumps(index))
+    assert find(copy).skipped == ("image_encoder", "image_processor")
 
 
 def test_a_component_folder_is_an_input_of_its_own(pipeline):
@@ -247,6 +270,11 @@ def test_too_few_tensors_for_a_configuration(tmp_path):
         (lambda folder: (folder / "model_index.json").unlink(), "no weights found"),
         (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json: damaged"),
         (lambda folder: (folder / "vae" / "config.json").write_text("nope"), "config.json: damaged"),
+        (lambda folder: (folder / "vae" / "config.json").write_text('{"z_dim": 3}'), "vae/config.json: VAE config"),
+        (
+            lambda folder: (folder / "transformer" / "config.json").write_text("{}"),
+            "config.json: .* is missing",
+        ),
         (lambda folder: shutil.rmtree(folder / "vae"), "vae: no weights"),
         (lambda folder: os.truncate(folder / "vae" / "diffusion_pytorch_model.safetensors", 10**6), "truncated"),
     ],

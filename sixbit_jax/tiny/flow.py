@@ -1,0 +1,114 @@
+"""How transformer and text encoder are trained: rectified flow on latents, with captions as the sampler gives them.
+
+x = (1 - sigma) data + sigma noise,  the model says  noise - data
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from sixbit_jax.models import umt5, wan, wan_modules
+from sixbit_jax.models.wan_config import TEXT_TOKENS, TRAIN_TIMESTEPS
+from sixbit_jax.shapes import Params
+from sixbit_jax.text import zero_padding
+from sixbit_jax.tiny.autoencoding import half_precision
+from sixbit_jax.tiny.lexicon import END_ID
+from sixbit_jax.tiny.sizes import Sizes
+
+SHIFT = 3.0  # of the noise levels, as in sampling
+_EMPTY_SHARE = 0.1  # of the captions, so that guidance has something to steer away from
+
+
+def init_params(sizes: Sizes, key: Key[Array, ""]) -> Params:
+    """Random parameters whose transformer begins as a function of its latents alone that says zero."""
+    text_key, transformer_key = jax.random.split(key)
+    text = umt5.init_params(sizes.text_encoder, text_key)
+    transformer = wan_modules.init_params(sizes.transformer, transformer_key)
+    for name in ("head", "time_projection"):
+        transformer[name]["weight"] = jnp.zeros_like(transformer[name]["weight"])
+    return {"text_encoder": _tame_scores(sizes, text), "transformer": transformer}
+
+
+def half_params(params: Params, sizes: Sizes) -> Params:
+    """Both models as they compute: bf16 between their f32 islands."""
+    abstract = {
+        "text_encoder": umt5.abstract_params(sizes.text_encoder, jnp.bfloat16),
+        "transformer": wan_modules.abstract_params(sizes.transformer, jnp.bfloat16),
+    }
+    return half_precision(params, abstract)
+
+
+def loss(
+    params: Params,
+    sizes: Sizes,
+    latents: Float[Array, "b t h w c"],
+    ids: Int[Array, "b p"],
+    mask: Int[Array, "b p"],
+    key: Key[Array, ""],
+    attention: str | None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The mean squared error of the velocity, with figures for the log."""
+    noise_key, sigma_key, empty_key = jax.random.split(key, 3)
+    batch = latents.shape[0]
+    sigma = sample_sigma(sigma_key, batch)
+    mixed = sigma[:, None, None, None, None]
+    noise = jax.random.normal(noise_key, latents.shape)
+    empty = jax.random.bernoulli(empty_key, _EMPTY_SHARE, (batch,))
+    ids, mask = drop_captions(ids, mask, empty)
+    computing = half_params(params, sizes)
+    context = read_captions(computing, sizes, ids, mask)
+    velocity, _, _ = wan.forward(
+        computing["transformer"],
+        sizes.transformer,
+        (1 - mixed) * latents + mixed * noise,
+        TRAIN_TIMESTEPS * sigma,
+        context,
+        attention_implementation=attention,
+    )
+    errors = jnp.mean((velocity - (noise - latents)) ** 2, axis=(1, 2, 3, 4))
+    high = sigma > 0.75
+    return errors.mean(), {
+        "loss": errors.mean(),
+        "high_noise_loss": jnp.where(high, errors, 0).sum() / jnp.maximum(high.sum(), 1),
+    }
+
+
+def sample_sigma(key: Key[Array, ""], count: int) -> Float[Array, " b"]:
+    """Noise levels: logit-normal, then shifted."""
+    sigma = jax.nn.sigmoid(jax.random.normal(key, (count,)))
+    return SHIFT * sigma / (1 + (SHIFT - 1) * sigma)
+
+
+def drop_captions(
+    ids: Int[Array, "b p"], mask: Int[Array, "b p"], empty: Array
+) -> tuple[Int[Array, "b p"], Int[Array, "b p"]]:
+    """Where `empty`, the tokens of the empty prompt: its end and nothing else."""
+    first = (jnp.arange(ids.shape[1]) == 0)[None]
+    return jnp.where(empty[:, None], first * END_ID, ids), jnp.where(empty[:, None], first.astype(jnp.int32), mask)
+
+
+def read_captions(params: Params, sizes: Sizes, ids: Int[Array, "b p"], mask: Int[Array, "b p"]) -> wan.Context:
+    """What the transformer reads of captions: the rows of their tokens, then zero rows up to `TEXT_TOKENS`.
+
+    All zero rows have the same keys and values, so one of them is worked out and repeated.
+    """
+    text = zero_padding(umt5.encode(params["text_encoder"], sizes.text_encoder, ids, mask), mask)
+    context = wan.embed_context(params["transformer"], sizes.transformer, jnp.pad(text, ((0, 0), (0, 1), (0, 0))))
+    return jax.tree.map(lambda x: _repeat_last(x, TEXT_TOKENS), context)
+
+
+def _repeat_last(x: Float[Array, "l b p a c"], rows: int) -> Float[Array, "l b rows a c"]:
+    l, b, p, a, c = x.shape
+    return jnp.concatenate([x, jnp.broadcast_to(x[:, :, -1:], (l, b, rows - p, a, c))], axis=2)
+
+
+def _tame_scores(sizes: Sizes, text: Params) -> Params:
+    """UMT5 does not divide scores by the root of the head's width; its queries have to start that much smaller."""
+    config = sizes.text_encoder
+    attention: dict[str, Any] = text["blocks"]["attention"]
+    is_query = jnp.arange(3 * config.inner_dim) < config.inner_dim
+    scale = jnp.where(is_query, config.head_dim**-0.5, 1.0)
+    attention["qkv"]["weight"] = attention["qkv"]["weight"] * scale[None, :, None]
+    return text

@@ -1,0 +1,138 @@
+"""The loop of both stages: chunks of compiled steps, a log, saves, and a budget of steps or of seconds.
+
+All randomness of step n comes from (seed, n), so a resumed run repeats the uninterrupted one.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from sixbit_jax.errors import UserError
+from sixbit_jax.tiny.checkpointing import load_facts, load_tree, save_tree
+from sixbit_jax.tiny.journal import Journal
+from sixbit_jax.tiny.optimizer import UNDECIDED, TrainState
+
+# (state, data, number of steps) -> (state, metrics): one optimizer step.
+Step: TypeAlias = Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+
+_TIMED_CHUNKS = 2  # behind the one that compiles
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """`steps`, or as many as fit into `seconds` since `started` with `reserve` seconds left over at the end."""
+
+    steps: int | None
+    seconds: float | None
+    started: float
+    reserve: float
+    chunk: int
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.seconds is None):
+            raise UserError("--steps: give either --steps or --seconds")
+        if self.steps is not None and self.steps % self.chunk:
+            nearest = max(1, round(self.steps / self.chunk)) * self.chunk
+            raise UserError(f"--steps {self.steps}: not a multiple of --chunk {self.chunk}; the nearest is {nearest}")
+
+    def choose_steps(self, done: int, seconds_per_chunk: float) -> int:
+        """How many steps the whole run will have, when `done` are over and a chunk takes so long."""
+        assert self.seconds is not None
+        left = self.started + self.seconds - self.reserve - time.perf_counter()
+        return done + max(1, int(left / seconds_per_chunk)) * self.chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A training stage in its folder. `settings` is everything that its result depends on but the number of steps."""
+
+    name: str
+    work: Path
+    settings: dict[str, Any]
+    save_seconds: float
+
+    @property
+    def state_file(self) -> Path:
+        return self.work / f"{self.name}-state.npz"
+
+    def restore(self, fresh: TrainState) -> tuple[TrainState, int | None]:
+        """The saved state and the number of steps decided on."""
+        facts = load_facts(self.state_file)
+        for flag, value in self.settings.items():
+            if facts["settings"].get(flag) != value:
+                then = facts["settings"].get(flag)
+                raise UserError(f"--{flag} {value}: the run in {self.work} has {then}; resume with that")
+        return load_tree(self.state_file, fresh), facts["total"]
+
+    def save(self, state: TrainState, total: int | None) -> None:
+        save_tree(self.state_file, state, {"settings": self.settings, "total": total})
+
+
+def fit(
+    stage: Stage,
+    step: Step,
+    state: TrainState,
+    data: Any,
+    budget: Budget,
+    total: int | None,
+    on_save: Callable[[TrainState], None],
+) -> TrainState:
+    """Train until the budget is spent. `total` is that of the resumed run; `on_save` sees the state at each save."""
+    total = budget.steps if total is None else total
+    done = int(state.step)
+    journal = Journal(stage.work / f"{stage.name}-log.jsonl", done)
+    run = jax.jit(lambda state, data, total: _run_chunk(step, state, data, total, budget.chunk), donate_argnums=0)
+    durations: list[float] = []
+    saved = time.perf_counter()
+    while total is None or done < total:
+        begun = time.perf_counter()
+        state, metrics = run(state, data, jnp.int32(UNDECIDED if total is None else total))
+        numbers = {name: float(np.mean(values)) for name, values in metrics.items()}
+        done = int(state.step)
+        durations.append(time.perf_counter() - begun)
+        _report(stage, journal, budget, done, total, numbers, durations[-1])
+        if total is None and len(durations) > _TIMED_CHUNKS:
+            total = budget.choose_steps(done, float(np.mean(durations[1:])))
+            print(
+                f"{stage.name}: {total} steps fit into {budget.seconds:.0f} s (repeat with --steps {total})", flush=True
+            )
+        if not np.isfinite(numbers["loss"]):
+            raise UserError(f"{stage.name}: the loss is no longer finite at step {done}; lower --rate")
+        if time.perf_counter() - saved > stage.save_seconds:
+            stage.save(state, total)
+            journal.draw("loss")
+            on_save(state)
+            saved = time.perf_counter()
+    stage.save(state, total)
+    journal.draw("loss")
+    return state
+
+
+def _run_chunk(
+    step: Step, state: TrainState, data: Any, total: jax.Array, chunk: int
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    return lax.scan(lambda state, _: step(state, data, total), state, None, length=chunk)
+
+
+def _report(
+    stage: Stage,
+    journal: Journal,
+    budget: Budget,
+    done: int,
+    total: int | None,
+    numbers: dict[str, float],
+    seconds: float,
+) -> None:
+    """A line for people and one for the log. The first chunk's rate includes compiling."""
+    since = time.perf_counter() - budget.started
+    rate = budget.chunk / seconds
+    journal.add({"step": done, "seconds": round(since, 2), "steps_per_second": round(rate, 3)} | numbers)
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+    print(f"{stage.name} {done}/{total or '?'}  {shown}  {rate:.2f} steps/s  {since:.0f} s", flush=True)
