@@ -71,7 +71,10 @@ def open_file(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a kind of file that holds weights (kinds: {', '.join(_FORMATS)})")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    return _FORMATS[path.suffix](path)
+    try:
+        return _FORMATS[path.suffix](path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -94,6 +97,8 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
     except ValueError:
         data = None
     if not isinstance(data, dict):

@@ -108,10 +108,19 @@ def _restore(path: Path, abstract: Params) -> Params:
 
     try:
         params = restore_tree(path, abstract)
-    except MemoryError:
-        raise
     except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
+        if _is_out_of_memory(error):
+            raise
         raise UserError(f"{path}: files are damaged or missing; convert the checkpoint again") from error
     if text := difference(describe(abstract), describe(params)):
         raise UserError(f"{path}: differs from the manifest: {text}; convert the checkpoint again")
     return params
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """On the host or on the device, which says so in words, under whatever it was wrapped in."""
+    while error is not None:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -41,7 +41,7 @@ UNTILED_PIXELS = 1280 * 720
 class Result:
     """A finished video. `latents` is (1, c, t, h, w), the layout diffusers takes; `timings` are seconds."""
 
-    video: UInt8[np.ndarray, "t h w 3"]
+    video: UInt8[np.ndarray, "frames height width 3"]
     latents: Float[np.ndarray, "1 c t h w"]
     trace: Trace
     timings: dict[str, float]
@@ -153,7 +153,7 @@ class WanPipeline:
         denoiser = WanDenoiser(configs, self.recipe.attention, multiple)
         return Sampler(denoiser, schedulers.get(settings.solver), self.recipe.precision, self.recipe.cache, spec)
 
-    def decode(self, latents: Float[Array, "1 t h w c"]) -> UInt8[np.ndarray, "t h w 3"]:
+    def decode(self, latents: Float[Array, "1 t h w c"]) -> UInt8[np.ndarray, "frames height width 3"]:
         """Latents to frames, a latent frame at a time, in tiles when frames are large."""
         scale = self.components.vae_config.spatial_scale
         pixels = latents.shape[2] * latents.shape[3] * scale**2
@@ -251,6 +251,8 @@ def _encode_text(params: Params, config: umt5.UMT5Config, ids: Array, mask: Arra
 
 
 @functools.partial(jax.jit, static_argnums=(1, 3))
-def _decode(params: Params, config: VAEConfig, latents: Array, tile: Tiling | None) -> UInt8[Array, "1 t h w 3"]:
+def _decode(
+    params: Params, config: VAEConfig, latents: Float[Array, "1 t h w c"], tile: Tiling | None
+) -> UInt8[Array, "1 frames height width 3"]:
     video = vae.decode(params, config, latents, tile=tile)
     return jnp.round((video.astype(jnp.float32) + 1.0) * 127.5).astype(jnp.uint8)

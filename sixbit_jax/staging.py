@@ -10,13 +10,12 @@ import glob
 import os
 import shutil
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sixbit_jax.errors import UserError
 
-_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -35,7 +34,7 @@ def staged(target: Path, *, overwrite: bool, replaceable: Callable[[Path], bool]
             yield partial
             _publish(partial, target, overwrite)
     finally:
-        _remove(partial)
+        shutil.rmtree(partial, ignore_errors=True)
         for folder in missing:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # refuses when the target, or anything else, lies in it
@@ -43,9 +42,11 @@ def staged(target: Path, *, overwrite: bool, replaceable: Callable[[Path], bool]
 
 def refuse_existing(target: Path, *, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
     """Raise unless `target` is free, empty, or may be replaced."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not target.is_dir() or not replaceable(target):
+    with _worded_errors(target):
+        if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+            return
+        ours = target.is_dir() and replaceable(target)
+    if not ours:
         raise UserError(f"{target}: exists and is not something this command wrote; choose another --output")
     if not overwrite:
         raise UserError(f"{target}: exists already; add --overwrite to replace it")
@@ -77,7 +78,7 @@ def _worded_errors(target: Path) -> Iterator[None]:
     except Exception as error:
         if reason := full_disk(error):
             raise UserError(f"{target}: {reason}; free some disk space or choose another --output") from None
-        if isinstance(error, OSError) and error.errno in _CLOSED:
+        if isinstance(error, OSError) and error.errno in _DENIED:
             raise UserError(f"{error.filename or target}: {_reason(error)}") from None
         raise
 
@@ -107,7 +108,7 @@ def _publish(partial: Path, target: Path, overwrite: bool) -> None:
             raise
         raise UserError(f"{target}: another run has just written it") from None
     finally:
-        _remove(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _prefix(target: Path) -> str:
@@ -119,7 +120,7 @@ def _remove_leftovers(target: Path) -> None:
     for path in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
         pid = path.name.removeprefix(_prefix(target)).removesuffix(".old")
         if pid.isdigit() and not _is_running(int(pid)):
-            _remove(path)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_running(pid: int) -> bool:
@@ -133,12 +134,3 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _remove(folder: Path) -> None:
-    """Delete a folder, patiently: after Ctrl-C a writing thread may still be adding files to it."""
-    for _ in range(50):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)

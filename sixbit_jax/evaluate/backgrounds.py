@@ -39,7 +39,7 @@ def _average(
 
 
 def _read_pattern(brightness: Float[np.ndarray, "h w"], known: Bool[np.ndarray, "h w"]) -> str:
-    values = brightness / brightness[known].mean() - 1
+    values = brightness / max(brightness[known].mean(), 1 / 255) - 1
     if values[known].std() < _PLAIN:
         return "plain"
     plane = _plane(values, known)

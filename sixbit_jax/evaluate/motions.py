@@ -5,7 +5,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from sixbit_jax.evaluate.tracks import Track
+from sixbit_jax.evaluate.tracks import LOCATED, WHOLE, Track
 from sixbit_jax.tiny import names
 
 # The least that moving and growing objects of the world do: path in sides, growth in logarithms of the radius.
@@ -20,10 +20,12 @@ _Path = Float[np.ndarray, "t 2"]
 
 def read_motion(track: Track) -> tuple[str, str]:
     """The kind of motion and its direction, in the words of `names`."""
-    path = track.centres[track.clear]
+    frames = track.frames(LOCATED)
+    path = track.centres[frames]
     growth = _growth(track)
-    side = min(track.masks.shape[1:])
-    moved = float(np.linalg.norm(np.ptp(path, axis=0))) / side / _LEAST_PATH / _share_seen(track)
+    # A path seen only in part is as much longer.
+    part = max(frames[-1] - frames[0], 1) / max(len(track.shown) - 1, 1)
+    moved = float(np.linalg.norm(np.ptp(path, axis=0))) / min(track.masks.shape[1:]) / part / _LEAST_PATH
     grown = abs(growth) / _LEAST_GROWTH
     if max(moved, grown) < _STILL:
         return "still", "none"
@@ -32,19 +34,13 @@ def read_motion(track: Track) -> tuple[str, str]:
     return _read_path(path)
 
 
-def _share_seen(track: Track) -> float:
-    """How much of the video lies between the first clear frame and the last: the path is cut short by as much."""
-    times = np.flatnonzero(track.clear)
-    return float(max(times[-1] - times[0], 1) / max(len(track.clear) - 1, 1))
-
-
 def _growth(track: Track) -> float:
-    """Logarithm of the last radius over the first, from a line through all clear frames."""
-    times = np.flatnonzero(track.clear)
+    """Logarithm of the last radius over the first, from a line through the frames that show all of the object."""
+    times = track.frames(WHOLE)
     if len(times) < 2:
         return 0.0
-    slope, _ = np.polyfit(times, np.log(track.areas[track.clear]) / 2, 1)
-    return float(slope * (len(track.clear) - 1))
+    slope, _ = np.polyfit(times, np.log(track.areas[times]) / 2, 1)
+    return float(slope * (len(track.shown) - 1))
 
 
 def _read_path(path: _Path) -> tuple[str, str]:

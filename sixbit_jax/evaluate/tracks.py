@@ -3,28 +3,37 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from scipy import ndimage
 
 from sixbit_jax.evaluate.colours import NO_OBJECT, label_colours
 
-# Of the picture, on average over the video. The world's smallest object has 0.012 and its largest 0.2; what fills more
+# Of the picture, on average over the video. The world's smallest object has 0.01 and its largest 0.15; what fills more
 # is a background of the wrong colour.
 _LEAST_AREA, _MOST_AREA = 0.004, 0.5
 _LEAST_PART = 0.2  # of the largest part of an object; smaller parts are dirt
 _CROSS = ndimage.generate_binary_structure(2, 1)[None]  # neighbours within a frame
 _CONTACT = 3  # pixels between two objects that count as touching
+_LEAST_THERE = 0.25  # of the usual area; with less, the object is not there
+
+# How much of an object has to be seen to know where it is, and what it is.
+LOCATED, WHOLE = 0.6, 0.93
 
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-    """One object. Lengths are in pixels, y down. `clear` frames show it whole: there, and apart from other objects."""
+    """One object. Lengths are in pixels, y down."""
 
     colour: int
     masks: Bool[np.ndarray, "t h w"]
     areas: Float[np.ndarray, " t"]
     centres: Float[np.ndarray, "t 2"]
-    clear: Bool[np.ndarray, " t"]
+    shown: Float[np.ndarray, " t"]  # how much of the object is to be seen: less than 1 behind another, 0 if not there
+
+    def frames(self, least: float) -> Int[np.ndarray, " frames"]:
+        """The frames that show at least so much of the object, or else the best three."""
+        best = np.sort(self.shown[self.shown > 0])[-3:]
+        return np.flatnonzero(self.shown >= min(least, best[0]))
 
 
 def find_tracks(video: UInt8[np.ndarray, "t h w 3"]) -> list[Track]:
@@ -65,18 +74,20 @@ def _track(colour: int, masks: Bool[np.ndarray, "t h w"], blobs: dict[int, Bool[
         if other != colour:
             others |= other_masks
     touched = (ndimage.binary_dilation(others, _CROSS, iterations=_CONTACT) & masks).any((1, 2))
-    there = areas > 0.25 * np.median(areas)
-    return Track(colour, masks, areas, _centres(masks, areas), _clear(there, touched))
+    return Track(colour, masks, areas, _centres(masks, areas), _shown(areas, touched))
 
 
 def _centres(masks: Bool[np.ndarray, "t h w"], areas: Float[np.ndarray, " t"]) -> Float[np.ndarray, "t 2"]:
-    """Centroids (x, y); where there is nothing, that of no pixels at the origin, which `clear` leaves out."""
+    """Centroids (x, y); the origin where there is nothing."""
     x = masks.sum(1) @ np.arange(masks.shape[2], dtype=np.float32)
     y = masks.sum(2) @ np.arange(masks.shape[1], dtype=np.float32)
     return (np.stack([x, y], -1) / np.maximum(areas, 1)[:, None]).astype(np.float32)
 
 
-def _clear(there: Bool[np.ndarray, " t"], touched: Bool[np.ndarray, " t"]) -> Bool[np.ndarray, " t"]:
-    """Frames to trust: those without contact, unless too few are left."""
-    clear = there & ~touched
-    return clear if clear.sum() >= max(3, len(clear) // 3) else there
+def _shown(areas: Float[np.ndarray, " t"], touched: Bool[np.ndarray, " t"]) -> Float[np.ndarray, " t"]:
+    """What can be seen, over what there would be: the area between frames in which nothing else is near."""
+    times = np.arange(len(areas))
+    free = (areas > _LEAST_THERE * np.median(areas)) & ~touched
+    whole = np.interp(times, times[free], areas[free]) if free.any() else np.full(len(areas), areas.max())
+    shown = np.where(touched, np.minimum(areas / whole, 1), 1)
+    return np.where(areas > _LEAST_THERE * np.median(areas), shown, 0).astype(np.float32)

@@ -25,7 +25,7 @@ def save_tree(path: Path, tree: Any, facts: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
-        np.savez(file, **leaves, **{_FACTS: np.array(json.dumps(facts))})
+        np.savez(file, allow_pickle=False, **leaves, **{_FACTS: np.array(json.dumps(facts))})
     os.replace(partial, path)
 
 

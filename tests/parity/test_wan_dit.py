@@ -42,7 +42,7 @@ class StateDict:
 
 
 def build(seed: int = 0, **changes) -> tuple[torch.nn.Module, WanConfig, dict]:
-    """A diffusers model with every parameter random (its own initialisation leaves biases and norms trivial), and ours from it."""
+    """A diffusers model with every parameter random (its own are trivial in biases and norms), and ours from it."""
     sizes = {"num_layers": 2, "num_attention_heads": 2, "ffn_dim": 384, "text_dim": 48, "freq_dim": 32} | changes
     torch.manual_seed(seed)
     model = WanTransformer3DModel(attention_head_dim=128, **sizes).eval().requires_grad_(False)

@@ -155,6 +155,18 @@ def test_damage_is_named_in_one_line(folder, damage, message):
     assert "\n" not in text
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 5 bytes")]
+)
+def test_too_little_memory_is_not_called_damage(folder, monkeypatch, error):
+    def exhaust(path, abstract):
+        raise ValueError("wrapped") from error
+
+    monkeypatch.setattr(orbax_trees, "restore_tree", exhaust)
+    with pytest.raises(ValueError, match="wrapped"):
+        checkpoint.load(folder, "vae")
+
+
 def test_an_exception_leaves_nothing(tmp_path, tree):
     with pytest.raises(KeyboardInterrupt), checkpoint.draft(tmp_path / "new" / "made") as draft:
         draft.add("vae", "vae", {}, "bf16", tree)

@@ -14,7 +14,7 @@ from sixbit_jax.evaluate.pixels import to_bytes, to_unit
 from sixbit_jax.tiny import names
 from sixbit_jax.tiny.attributes import Attributes, ObjectAttributes
 
-COUNT = 100
+COUNT = 64
 ATTRIBUTES = {"count", "colour", "shape", "motion", "direction", "background", "background_colour"}
 
 

@@ -1,5 +1,6 @@
 """Readers: safetensors files whole and damaged, folders of shards, what the community adds."""
 
+import errno
 import json
 import struct
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from memory_source import memory_reader
 
+from converters import safetensors_file
 from converters.community import normalize
 from converters.read import open_file, open_files, read_json, weight_files
 from converters.safetensors_file import write_file
@@ -95,6 +97,16 @@ def test_a_description_that_lies_is_a_bug(tmp_path):
 def test_unreadable_paths(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
         open_file(tmp_path / name)
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def deny(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    path = save(tmp_path / "a.safetensors", {"x": np.zeros(1, np.float32)})
+    monkeypatch.setattr(safetensors_file, "read_header", deny)
+    with pytest.raises(UserError, match=r"a\.safetensors: Permission denied"):
+        open_file(path)
 
 
 def test_torch_files_say_what_is_missing(tmp_path, monkeypatch):
