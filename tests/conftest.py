@@ -1,4 +1,4 @@
-"""Settings every test runs under: the CPU, no silent broadcasting, no silent promotion, no compile cache shared between runs."""
+"""Settings every test runs under: the CPU, no silent broadcasting, no silent promotion."""
 
 import os
 

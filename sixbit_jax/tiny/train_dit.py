@@ -101,10 +101,9 @@ def _encode_world(run: DiTRun, config: VAEConfig, params: Params) -> dict[str, A
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _encode_all(params: Params, config: VAEConfig, run: DiTRun, keys: Array) -> dict[str, Any]:
     sizes = run.sizes
-    shape = {"frames": sizes.frames, "height": sizes.height, "width": sizes.width}
 
     def one(key: Array) -> dict[str, Any]:
-        batch = sample_batch(key, run.encoded, **shape)
+        batch = sample_batch(key, run.encoded, frames=sizes.frames, height=sizes.height, width=sizes.width)
         latents = vae.encode(params, config, batch.videos, frames_per_chunk=sizes.frames)
         return {"latents": latents.astype(jnp.bfloat16), "scenes": batch.scenes}
 

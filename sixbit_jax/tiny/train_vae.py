@@ -87,8 +87,8 @@ def _step(run: VAERun, state: TrainState, _: Any, total: Array) -> tuple[TrainSt
 
 def _videos(run: VAERun, key: Array, count: int, *, held_out: bool) -> Float[Array, "b frames height width 3"]:
     sizes = run.sizes
-    shape = {"frames": sizes.frames, "height": sizes.height, "width": sizes.width}
-    return sample_batch(key, count, held_out=held_out, **shape).videos
+    batch = sample_batch(key, count, frames=sizes.frames, height=sizes.height, width=sizes.width, held_out=held_out)
+    return batch.videos
 
 
 def _crops(run: VAERun, scene_key: Array, crop_key: Array) -> Float[Array, "b frames side side 3"]:
@@ -118,7 +118,8 @@ def _normalised(run: VAERun, config: VAEConfig, params: Params) -> VAEConfig:
 
 def _check(run: VAERun, work: Path, config: VAEConfig, state: TrainState) -> dict[str, Any]:
     """Quality of the averaged weights in f32 on scenes never trained on, and a sheet: originals over copies."""
-    videos, copies = [], []
+    videos: list[np.ndarray] = []
+    copies: list[np.ndarray] = []
     for key in jax.random.split(jax.random.key(_HELD_OUT_SEED), -(-run.checked // run.batch)):
         original, copy = jax.device_get(_reconstruct(state.ema, config, run, key))
         videos, copies = [*videos, *original], [*copies, *copy]

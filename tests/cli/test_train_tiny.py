@@ -75,7 +75,7 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(stage, flags, module, run, t
 
 
 def test_a_resumed_run_must_not_change_its_settings(run, trained):
-    with pytest.raises(UserError, match="--seed 1.* has 0"):
+    with pytest.raises(UserError, match=r"--seed 1.* has 0"):
         run("vae", "--work", trained, *VAE, "--seed", "1", "--resume")
 
 

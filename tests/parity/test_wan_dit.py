@@ -1,7 +1,8 @@
 """The DiT against diffusers' WanTransformer3DModel, CPU f32, random small models.
 
-Error model: both sides compute in f32 with sums of up to 512 terms, so each linear is off by about sqrt(512) * 2**-24 = 1.4e-6 of its scale
-and a model of a few blocks, some twenty such steps deep, by a few 1e-5. A wrong transpose, epsilon or order is off by 1e-2 or more.
+Error model: both sides compute in f32 with sums of up to 512 terms, so each linear is off by about sqrt(512) * 2**-24 =
+1.4e-6 of its scale, and a model of a few blocks, some twenty such steps deep, by a few 1e-5. A wrong transpose, epsilon
+or order is off by 1e-2 or more.
 """
 
 import jax
