@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from sixbit_jax.evaluate.pixels import Video, to_bytes
+from sixbit_jax.evaluate.pixels import to_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,8 +17,8 @@ _CAPTION_HEIGHT = 18
 _PAPER, _INK = (255, 255, 255), (0, 0, 0)
 
 
-def write_contact_sheet(path: Path, videos: Sequence[Video], captions: Sequence[str], *, frames: int = 6) -> None:
-    """A PNG of evenly spaced frames, the first and the last among them."""
+def write_contact_sheet(path: Path, videos: Sequence[Any], captions: Sequence[str], *, frames: int = 6) -> None:
+    """A PNG of evenly spaced frames, the first and the last among them. Videos (see `pixels`) may differ in size."""
     from PIL import Image
 
     strips = [film_strip(to_bytes(video), frames) for video in videos]

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "sixbit_jax.sampler": LOOP,
     "sixbit_jax.recipes": LOOP,
     "sixbit_jax.settings": LOOP,
+    "sixbit_jax.evaluate": BASE | {"sixbit_jax.tiny", "sixbit_jax.outputs"},
     "sixbit_jax.checkpoint": BASE | {"sixbit_jax.manifest", "sixbit_jax.staging", "sixbit_jax.orbax_trees"},
     "converters": BASE | {"sixbit_jax.models", "sixbit_jax.checkpoint", "sixbit_jax.manifest", "sixbit_jax.staging"},
 }
