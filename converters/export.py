@@ -13,12 +13,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from converters.components import Kind
+from converters.components import COMPONENTS, Kind
 from converters.rules import Rule, flatten, revert, source_shapes
 from converters.safetensors_file import write_file
 from sixbit_jax.shapes import Params
 
 SHARD_BYTES = 5_000_000_000
+_DIFFUSERS = "0.35.0"  # the version whose class names and keys these are
 
 # Type and shape of each tensor, by key, in the order of writing.
 Described: TypeAlias = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
@@ -91,3 +92,39 @@ def _shard_names(stem: str, count: int) -> list[str]:
 
 def _nbytes(facts: tuple[np.dtype, tuple[int, ...]]) -> int:
     return math.prod(facts[1]) * facts[0].itemsize
+
+
+def write_pipeline(
+    folder: Path,
+    components: Iterable[str],
+    tokenizer: str,
+    *,
+    flow_shift: float = 3.0,
+    boundary_ratio: float | None = None,
+) -> None:
+    """What makes component folders a diffusers pipeline: its index and the configuration of UniPC for flow models."""
+    classes = {name: [COMPONENTS[name].library, COMPONENTS[name].class_name] for name in components}
+    index = {
+        "_class_name": "WanPipeline",
+        "_diffusers_version": _DIFFUSERS,
+        "boundary_ratio": boundary_ratio,
+        "expand_timesteps": False,
+        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+        "tokenizer": ["transformers", tokenizer],
+        "transformer_2": [None, None],
+    }
+    scheduler = {
+        "_class_name": "UniPCMultistepScheduler",
+        "_diffusers_version": _DIFFUSERS,
+        "num_train_timesteps": 1000,
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": flow_shift,
+        "solver_order": 2,
+        "solver_type": "bh2",
+        "predict_x0": True,
+        "lower_order_final": True,
+        "final_sigmas_type": "zero",
+    }
+    write_json(folder / "model_index.json", index | classes)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)

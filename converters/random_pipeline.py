@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from converters.components import COMPONENTS, DTYPES, Kind
-from converters.export import Described, count_bytes, describe, write_component, write_json
+from converters.export import Described, count_bytes, describe, write_component, write_json, write_pipeline
 from converters.rules import Rule
 from converters.tokenizer import write_tokenizer
 from sixbit_jax.errors import UserError, nearest
@@ -73,8 +73,8 @@ def write_random_pipeline(folder: Path, size: str = "tiny", seed: int = 0, dtype
             tensors = _draw_tensors(rules, described, seed)
             write_component(partial / name, COMPONENTS[name], config, tensors, described)
         write_tokenizer(partial / "tokenizer")
-        write_json(partial / "scheduler" / "scheduler_config.json", _SCHEDULER)
-        write_json(partial / "model_index.json", _model_index(chosen))
+        boundary = 0.875 if chosen.experts > 1 else None
+        write_pipeline(partial, chosen.components(), "T5TokenizerFast", boundary_ratio=boundary)
         if chosen.defaults:
             write_json(partial / "defaults.json", chosen.defaults)
 
@@ -99,31 +99,3 @@ def _moments(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     """Mean and deviation by the last word of our path: matrices keep their input's variance, norms are near one."""
     fixed = {"bias": (0.0, 0.1), "scale": (1.0, 0.1), "weight": (0.0, math.prod(shape[1:]) ** -0.5)}
     return fixed.get(name, (0.0, shape[-1] ** -0.5))
-
-
-def _model_index(size: Size) -> dict[str, Any]:
-    classes = {name: [COMPONENTS[name].library, COMPONENTS[name].class_name] for name in size.components()}
-    return {
-        "_class_name": "WanPipeline",
-        "_diffusers_version": "0.35.0",
-        "boundary_ratio": 0.875 if size.experts > 1 else None,
-        "expand_timesteps": False,
-        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-        "tokenizer": ["transformers", "T5TokenizerFast"],
-        "transformer_2": [None, None],
-    } | classes
-
-
-_SCHEDULER = {
-    "_class_name": "UniPCMultistepScheduler",
-    "_diffusers_version": "0.35.0",
-    "num_train_timesteps": 1000,
-    "prediction_type": "flow_prediction",
-    "use_flow_sigmas": True,
-    "flow_shift": 3.0,
-    "solver_order": 2,
-    "solver_type": "bh2",
-    "predict_x0": True,
-    "lower_order_final": True,
-    "final_sigmas_type": "zero",
-}

@@ -8,6 +8,8 @@ import contextlib
 import gc
 import logging
 import math
+import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,24 @@ def restore_tree(path: Path, abstract: Params) -> Params:
     """Read a tree of this structure; leaves that carry a sharding become jax arrays, the others numpy arrays."""
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_concurrent_gb(abstract))
     arguments = ocp.args.PyTreeRestore(item=abstract, restore_args=jax.tree.map(_restore_arguments, abstract))
-    with _quiet(), ocp.Checkpointer(handler) as checkpointer:
-        params = checkpointer.restore(path.absolute(), args=arguments)
+    try:
+        with _quiet(), ocp.Checkpointer(handler) as checkpointer:
+            params = checkpointer.restore(path.absolute(), args=arguments)
+    except Exception as error:
+        _forget_abandoned_reads(error)
+        raise
     gc.collect()  # Orbax leaves cycles behind that hold its host buffers: gigabytes
     return params
+
+
+def _forget_abandoned_reads(error: Exception) -> None:
+    """Collect the reads that Orbax leaves half-way when one fails. Each would complain on stderr some time later."""
+    traceback.clear_frames(error.__traceback__)
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def _save(path: Path, params: Params, writer: "_PatientWriter") -> None:

@@ -1,7 +1,6 @@
 """Stage 3: the trained weights as a folder in diffusers' layout, small enough to keep in a repository."""
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from converters.components import COMPONENTS
-from converters.export import export_component, write_json
+from converters.export import export_component, write_json, write_pipeline
 from sixbit_jax.models import umt5, wan_modules
 from sixbit_jax.shapes import Params
 from sixbit_jax.staging import staged
@@ -53,8 +52,7 @@ def export(work: Path, target: Path, sizes: Sizes, defaults: Defaults, *, overwr
         for name, (config, params) in parts.items():
             export_component(new / name, COMPONENTS[name], config, jax.device_get(params), shard_bytes=SHARD_BYTES)
         write_tokenizer(new / "tokenizer")
-        write_json(new / "scheduler" / "scheduler_config.json", _SCHEDULER)
-        write_json(new / "model_index.json", _model_index(parts))
+        write_pipeline(new, parts, "PreTrainedTokenizerFast", flow_shift=SHIFT)
         write_json(new / "defaults.json", _settings(sizes, defaults))
 
 
@@ -63,33 +61,6 @@ def _in_f16(params: Params) -> Params:
     return jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float16), params)
 
 
-def _model_index(parts: Iterable[str]) -> dict[str, Any]:
-    return {
-        "_class_name": "WanPipeline",
-        "_diffusers_version": "0.35.0",
-        "boundary_ratio": None,
-        "expand_timesteps": False,
-        "scheduler": ["diffusers", _SCHEDULER["_class_name"]],
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "transformer_2": [None, None],
-    } | {name: [COMPONENTS[name].library, COMPONENTS[name].class_name] for name in parts}
-
-
 def _settings(sizes: Sizes, defaults: Defaults) -> dict[str, Any]:
     video = {"height": sizes.height, "width": sizes.width, "num_frames": sizes.frames}
     return {"prompt": _PROMPT, "negative_prompt": ""} | video | dataclasses.asdict(defaults)
-
-
-_SCHEDULER = {
-    "_class_name": "UniPCMultistepScheduler",
-    "_diffusers_version": "0.35.0",
-    "num_train_timesteps": 1000,
-    "prediction_type": "flow_prediction",
-    "use_flow_sigmas": True,
-    "flow_shift": SHIFT,
-    "solver_order": 2,
-    "solver_type": "bh2",
-    "predict_x0": True,
-    "lower_order_final": True,
-    "final_sigmas_type": "zero",
-}
