@@ -32,7 +32,7 @@ class Journal:
 def curve(points: Sequence[tuple[float, float]], label: str) -> str:
     """An SVG of `points` with a logarithmic y axis.
 
-    >>> curve([(0, 1.0), (10, 0.1)], "loss").startswith("<svg")
+    >>> curve([(0.0, 1.0), (10.0, 0.1)], "loss").startswith("<svg")
     True
     """
     if not points:
