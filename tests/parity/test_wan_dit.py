@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from memory_source import memory_reader
 
 from converters import wan_dit
 from converters.rules import convert
@@ -21,25 +22,6 @@ from sixbit_jax.models.wan_modules import abstract_params
 pytestmark = pytest.mark.parity
 
 BOUND = 1e-4
-
-
-class StateDict:
-    """A PyTorch model as a source of tensors."""
-
-    def __init__(self, model: torch.nn.Module):
-        self._arrays = {key: value.numpy() for key, value in model.state_dict().items()}
-
-    def keys(self):
-        return self._arrays.keys()
-
-    def shape(self, key):
-        return self._arrays[key].shape
-
-    def dtype(self, key):
-        return self._arrays[key].dtype
-
-    def read(self, key):
-        return self._arrays[key]
 
 
 def build(seed: int = 0, **changes) -> tuple[torch.nn.Module, WanConfig, dict]:
@@ -54,7 +36,8 @@ def build(seed: int = 0, **changes) -> tuple[torch.nn.Module, WanConfig, dict]:
         elif "scale_shift" in name or "pos_embed" in name:
             parameter.copy_(0.5 * noise)
     config = WanConfig.from_dict(dict(model.config))
-    arrays = convert(StateDict(model), wan_dit.rules(config, "diffusers"), abstract_params(config, jnp.float32))
+    source = memory_reader({key: value.numpy() for key, value in model.state_dict().items()})
+    arrays = convert(source, wan_dit.rules(config, "diffusers"), abstract_params(config, jnp.float32))
     return model, config, jax.tree.map(jnp.asarray, arrays)
 
 
