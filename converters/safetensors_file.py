@@ -48,18 +48,17 @@ class Entry(NamedTuple):
 
 def read_header(path: Path) -> dict[str, Entry]:
     """The tensors of a file in the order of their data."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 0 < length <= _MAX_HEADER:
-            raise UserError(f"{path}: not a safetensors file")
-        if 8 + length > size:
-            raise UserError(f"{path}: truncated: its header needs {8 + length} bytes, the file has {size}")
-        header = _parse(path, file.read(length))
-    entries = {key: _entry(path, key, fields, 8 + length) for key, fields in header.items()}
-    _refuse_truncated(path, entries, size)
+    header, data = _read_json(path)
+    header.pop("__metadata__", None)
+    entries = {key: _entry(path, key, fields, data) for key, fields in header.items()}
+    _refuse_truncated(path, entries, path.stat().st_size)
     return dict(sorted(entries.items(), key=lambda item: item[1].offset))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The strings that a file carries beside its tensors."""
+    metadata = _read_json(path)[0].get("__metadata__", {})
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def map_tensor(path: Path, entry: Entry) -> np.ndarray:
@@ -70,16 +69,32 @@ def map_tensor(path: Path, entry: Entry) -> np.ndarray:
 
 
 def write_file(
-    path: Path, tensors: Iterable[tuple[str, np.ndarray]], described: Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+    path: Path,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    described: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Stream `tensors` to a file. `described` has the same keys in the same order: the header goes first."""
     with path.open("wb") as file:
-        file.write(_header(described))
+        file.write(_header(described, metadata or {}))
         for key, tensor in tensors:
             if (tensor.dtype, tensor.shape) != described[key]:
                 raise ValueError(f"{key}: described as {described[key]}, is {(tensor.dtype, tensor.shape)}")
             # As bytes: the buffer protocol does not know the types of ml_dtypes.
             file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+
+
+def _read_json(path: Path) -> tuple[dict[str, Any], int]:
+    """The header, and where the data starts."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 0 < length <= _MAX_HEADER:
+            raise UserError(f"{path}: not a safetensors file")
+        if 8 + length > size:
+            raise UserError(f"{path}: truncated: its header needs {8 + length} bytes, the file has {size}")
+        return _parse(path, file.read(length)), 8 + length
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
@@ -89,7 +104,6 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         header = None
     if not isinstance(header, dict):
         raise UserError(f"{path}: not a safetensors file (its header is not JSON)")
-    header.pop("__metadata__", None)
     return header
 
 
@@ -117,8 +131,8 @@ def _refuse_truncated(path: Path, entries: Mapping[str, Entry], size: int) -> No
         raise UserError(f"{path}: truncated: its tensors need {needed} bytes, the file has {size}; download it again")
 
 
-def _header(described: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def _header(described: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
     for key, (dtype, shape) in described.items():
         end = offset + math.prod(shape) * dtype.itemsize

@@ -13,6 +13,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 
 # Layer by layer: a module may import those listed for the longest prefix of its name, and its own package.
 BASE = {"sixbit_jax.errors", "sixbit_jax.shapes", "sixbit_jax.dispatch", "sixbit_jax.routes"}
+FORMATS = BASE | {"sixbit_jax.formats"}
 OPS = BASE | {"sixbit_jax.linear", "sixbit_jax.attention"}
 LOOP = BASE | {"sixbit_jax.policies", "sixbit_jax.schedulers"}
 MAY_IMPORT = {
@@ -20,17 +21,20 @@ MAY_IMPORT = {
     "sixbit_jax.shapes": set(),
     "sixbit_jax.routes": set(),
     "sixbit_jax.dispatch": {"sixbit_jax.errors"},
-    "sixbit_jax.linear": BASE,
+    "sixbit_jax.formats": set(),
+    "sixbit_jax.quantizers": {"sixbit_jax.errors", "sixbit_jax.formats"},
+    "sixbit_jax.linear": FORMATS,
     "sixbit_jax.attention": BASE,
     "sixbit_jax.models": OPS,
     "sixbit_jax.policies": BASE,
     "sixbit_jax.schedulers": BASE,
     "sixbit_jax.sampler": LOOP,
-    "sixbit_jax.recipes": LOOP,
+    "sixbit_jax.recipes": LOOP | {"sixbit_jax.quantizers"},
+    "sixbit_jax.quantize": FORMATS | {"sixbit_jax.quantizers", "sixbit_jax.recipes"},
     "sixbit_jax.settings": LOOP,
     "sixbit_jax.evaluate": BASE | {"sixbit_jax.tiny", "sixbit_jax.outputs"},
     "sixbit_jax.checkpoint": BASE | {"sixbit_jax.manifest", "sixbit_jax.staging", "sixbit_jax.orbax_trees"},
-    "converters": BASE | {"sixbit_jax.models", "sixbit_jax.checkpoint", "sixbit_jax.manifest", "sixbit_jax.staging"},
+    "converters": FORMATS | {"sixbit_jax.models", "sixbit_jax.checkpoint", "sixbit_jax.manifest", "sixbit_jax.staging"},
 }
 
 
