@@ -13,7 +13,7 @@ def parser() -> argparse.ArgumentParser:
     p = cli.Parser(description=__doc__)
     commands = p.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
     _vae_flags(_stage(commands, "vae", "stage 1: the autoencoder", rate=1e-3, batch=32, chunk=20))
-    _dit_flags(_stage(commands, "dit", "stage 2: text encoder and transformer", rate=1e-3, batch=256, chunk=50))
+    _dit_flags(_stage(commands, "dit", "stage 2: text encoder and transformer", rate=2e-3, batch=128, chunk=50))
     _export_flags(_command(commands, "export", "write a folder in diffusers' layout"))
     return p
 
@@ -30,9 +30,8 @@ def _stage(
     commands: argparse._SubParsersAction, name: str, text: str, *, rate: float, batch: int, chunk: int
 ) -> argparse.ArgumentParser:
     p = _command(commands, name, text)
-    length = p.add_mutually_exclusive_group(required=True)
-    length.add_argument("--steps", type=int, help="a multiple of --chunk")
-    length.add_argument("--seconds", type=float, help="choose the steps that fit into so long, everything included")
+    p.add_argument("--steps", type=int, help="a multiple of --chunk")
+    p.add_argument("--seconds", type=float, help="stop then; without --steps, choose as many as fit, all included")
     p.add_argument("--resume", action="store_true", help="go on from the state saved in --work")
     p.add_argument("--seed", type=int, default=0, help="of weights, data and noise")
     p.add_argument("--batch", type=int, default=batch, help="videos a step")

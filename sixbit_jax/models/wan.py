@@ -58,9 +58,8 @@ def embed_context(
     image: Float[Array, "b g image"] | None = None,
 ) -> Context:
     """Text (and CLIP image) tokens to the keys and values of every layer."""
-    dtype = params["text_embedding"]["linear_in"]["weight"].dtype
-    text = _mlp(params["text_embedding"], text.astype(dtype), gelu_tanh)
-    image = None if image is None else _embed_image(params["image_embedding"], config, image.astype(dtype))
+    text = embed_text(params, text)
+    image = None if image is None else _embed_image(params["image_embedding"], config, image.astype(text.dtype))
 
     def layer(_: None, p: Params) -> tuple[None, Context]:
         k, v = _keys_values(p["kv"], p["norm_k"], config, text)
@@ -69,6 +68,12 @@ def embed_context(
         return None, Context(k, v, *_keys_values(p["image_kv"], p["norm_image_k"], config, image))
 
     return lax.scan(layer, None, params["blocks"]["cross_attention"])[1]
+
+
+def embed_text(params: Params, text: Float[Array, "b p text"]) -> Float[Array, "b p d"]:
+    """The prompt as cross-attention's keys and values of every layer read it."""
+    dtype = params["text_embedding"]["linear_in"]["weight"].dtype
+    return _mlp(params["text_embedding"], text.astype(dtype), gelu_tanh)
 
 
 def forward(
@@ -85,11 +90,17 @@ def forward(
     decisions: Any = (),
     attention_implementation: str | None = None,
     token_multiple: int = 1,
+    unroll: int = 1,
+    observe: Callable[[Array], Any] | None = None,
 ) -> tuple[Float[Array, "b t h w out"], Any, Any]:
     """The velocity (f32), the cache memory and what the block runner observed, stacked over layers.
 
     `route_index[l, g]` picks among `routes` for group `GROUPS[g]` of layer l; `decisions` has leaves with a leading
     layer axis. Tokens are padded once to `token_multiple`, so kernels see whole tiles, and cut off again at the end.
+
+    `observe` is called on the input of every group; what it returns joins the observations as `inputs`, by group. It
+    sees padding tokens too, and needs a runner that computes every block unconditionally.
+    `unroll` layers become one step of the scan: for training, which pays for every stack a scan writes.
     """
     grid = config.grid(latents.shape[1:4])
     tokens = int(np.prod(grid))
@@ -105,7 +116,11 @@ def forward(
         x, memory = carry
         p, layer_context, index, decision = xs
 
+        inputs = {}
+
         def project(group: str, x: Array, p: Params) -> Array:
+            if observe is not None:
+                inputs[group] = observe(x)
             return routed_linear(x, p["weight"], p["bias"], routes, index[GROUPS.index(group)])
 
         attend = functools.partial(attention, implementation=attention_implementation)
@@ -114,10 +129,10 @@ def forward(
             return block(p, config, x, per_block, (cos, sin), layer_context, tokens, project, attend)
 
         x, memory, observed = run_block(compute, x, memory, decision)
-        return (x, memory), observed
+        return (x, memory), observed if observe is None else {**observed, "inputs": inputs}
 
     xs = (params["blocks"], context, route_index, decisions)
-    (x, memory), observed = lax.scan(layer, (x, memory), xs)
+    (x, memory), observed = lax.scan(layer, (x, memory), xs, unroll=unroll)
     return _head(params, config, x[:, :tokens], time, grid), memory, observed
 
 

@@ -27,7 +27,7 @@ def vae(args: argparse.Namespace) -> None:
     budget = _budget(args, _VAE_RESERVE)
     sizes = SIZES[args.size]
     crop = min(args.crop, sizes.height, sizes.width)
-    run = VAERun(sizes, args.seed, args.batch, crop, _optimizer(args), args.checked, args.measured)
+    run = VAERun(sizes, args.seed, args.batch, crop, _optimizer(args, muon=False), args.checked, args.measured)
     report = train_vae(run, _stage("vae", args, _VAE_SETTINGS), budget, resume=args.resume)
     (args.work / "vae-report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report))
@@ -41,7 +41,7 @@ def dit(args: argparse.Namespace) -> None:
         batch=args.batch,
         clips=args.clips,
         encoded=args.encoded,
-        optimizer=_optimizer(args),
+        optimizer=_optimizer(args, muon=True),
         attention=args.attention,
         shown=args.shown,
         sample_steps=args.sample_steps,
@@ -74,5 +74,5 @@ def _stage(name: str, args: argparse.Namespace, flags: tuple[str, ...]) -> Stage
     return stage
 
 
-def _optimizer(args: argparse.Namespace) -> OptimizerConfig:
-    return OptimizerConfig(peak=args.rate, warmup=args.warmup, ema=args.ema)
+def _optimizer(args: argparse.Namespace, *, muon: bool) -> OptimizerConfig:
+    return OptimizerConfig(peak=args.rate, warmup=args.warmup, ema=args.ema, muon=muon)

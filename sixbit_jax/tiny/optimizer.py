@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine, clipped gradients, and a moving average of the weights, as one pure step.
+"""Muon or Adam with warm-up and cosine, clipped gradients, and a moving average of the weights, as one pure step.
 
 The number of steps is an argument of the compiled program, so a run may decide on it while it warms up.
 """
@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from sixbit_jax.shapes import Params
+from sixbit_jax.tiny.muon import scale_by_muon
 
 UNDECIDED = 2**30  # steps, while warming up; the rate of the warm-up does not depend on it
 
@@ -23,6 +24,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01  # of matrices
     clip: float = 1.0  # length of the gradient
     ema: float = 0.999
+    muon: bool = False  # for the weights of blocks; Adam for all else
 
 
 # The fields are not typed as arrays: JAX also builds this class with placeholders for leaves.
@@ -67,8 +69,19 @@ def _ema_decay(config: OptimizerConfig, step: Int[Array, ""]) -> Float[Array, ""
 
 def _transform(config: OptimizerConfig) -> optax.GradientTransformation:
     """The direction of a step; its length is `learning_rate`."""
+    adam = optax.scale_by_adam(b1=0.9, b2=0.99)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.scale_by_adam(b1=0.9, b2=0.99),
+        optax.partition({"muon": scale_by_muon(), "adam": adam}, _by_block) if config.muon else adam,
         optax.add_decayed_weights(config.weight_decay, lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
     )
+
+
+def _by_block(params: Params) -> Any:
+    """Which optimizer moves which leaf: Muon the matrices between a block's input and output."""
+
+    def label(path: tuple[Any, ...], leaf: Array) -> str:
+        names = [entry.key for entry in path]
+        return "muon" if "blocks" in names and names[-1] == "weight" and leaf.ndim > 2 else "adam"
+
+    return jax.tree_util.tree_map_with_path(label, params)

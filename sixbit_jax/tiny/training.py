@@ -27,7 +27,10 @@ _TIMED_CHUNKS = 2  # behind the one that compiles
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """`steps`, or as many as fit into `seconds` since `started` with `reserve` seconds left over at the end."""
+    """`steps`, or as many as fit into `seconds` since `started` with `reserve` seconds left over at the end.
+
+    With both, the run has so many steps and stops where its seconds are over; resumed, it goes on from there.
+    """
 
     steps: int | None
     seconds: float | None
@@ -36,17 +39,23 @@ class Budget:
     chunk: int
 
     def __post_init__(self) -> None:
-        if (self.steps is None) == (self.seconds is None):
-            raise UserError("--steps: give either --steps or --seconds")
+        if self.steps is None and self.seconds is None:
+            raise UserError("--steps: give --steps, --seconds or both")
         if self.steps is not None and self.steps % self.chunk:
             nearest = max(1, round(self.steps / self.chunk)) * self.chunk
             raise UserError(f"--steps {self.steps}: not a multiple of --chunk {self.chunk}; the nearest is {nearest}")
 
     def choose_steps(self, done: int, seconds_per_chunk: float) -> int:
         """How many steps the whole run will have, when `done` are over and a chunk takes so long."""
+        return done + max(1, int(self._seconds_left() / seconds_per_chunk)) * self.chunk
+
+    def is_over(self) -> bool:
+        """Whether the seconds are, of a run whose steps are given."""
+        return self.steps is not None and self.seconds is not None and self._seconds_left() < 0
+
+    def _seconds_left(self) -> float:
         assert self.seconds is not None
-        left = self.started + self.seconds - self.reserve - time.perf_counter()
-        return done + max(1, int(left / seconds_per_chunk)) * self.chunk
+        return self.started + self.seconds - self.reserve - time.perf_counter()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +100,7 @@ def fit(
     run = jax.jit(lambda state, data, total: _run_chunk(step, state, data, total, budget.chunk), donate_argnums=0)
     durations: list[float] = []
     saved = time.perf_counter()
-    while total is None or done < total:
+    while (total is None or done < total) and not budget.is_over():
         begun = time.perf_counter()
         state, metrics = run(state, data, jnp.int32(UNDECIDED if total is None else total))
         numbers = {name: float(np.mean(values)) for name, values in metrics.items()}
@@ -112,6 +121,8 @@ def fit(
             saved = time.perf_counter()
     stage.save(state, total)
     journal.draw("loss")
+    if total is not None and done < total:
+        print(f"{stage.name}: stopped after {done} of {total} steps; go on with --resume", flush=True)
     return state
 
 

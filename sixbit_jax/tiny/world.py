@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from sixbit_jax.tiny import names
 from sixbit_jax.tiny.attributes import HELD_OUT
@@ -21,7 +21,7 @@ _STRIPED_SHARE = 0.2  # of the objects that are large enough for it
 _EDGE = 0.015  # free space between objects and the border, in sides
 
 _MOTION_WEIGHTS = np.array([0.44, 0.14, 0.16, 0.10, 0.10, 0.06])
-_BACKGROUND_KINDS = accumulate(np.array([0.2, 0.2, 0.2, 0.14, 0.13, 0.13]))
+_BACKGROUND_WEIGHTS = np.array([20, 20, 20, 14, 13, 13])  # whole numbers: their sums are exact
 
 # Size at the start of the video, by motion, alone and in a pair: what shrinks must stay recognisable, what grows must
 # stay inside, and two objects need room.
@@ -61,19 +61,19 @@ _NUMBERS = 160  # random numbers a scene may use
 
 
 def sample_scene(key: Key[Array, ""], *, held_out: bool = False, pair_share: float | Array = PAIR_SHARE) -> Scene:
-    """A random scene: from the combinations of training, or only from those kept out of it.
+    """A random scene: on a background that training shows its objects on, or on one kept out of it.
 
     `pair_share` is how likely it is to have two objects.
     """
     dice = Dice(key, _NUMBERS)
-    objects = _place(dice, _sample_paths(dice, _sample_kinds(dice, held_out, pair_share)))
-    return Scene(objects, _sample_background(dice, objects))
+    objects = _place(dice, _sample_paths(dice, _sample_kinds(dice, pair_share)))
+    return Scene(objects, _sample_background(dice, objects, held_out))
 
 
-def _sample_kinds(dice: Dice, held_out: bool, pair_share: float | Array) -> dict[str, Array]:
+def _sample_kinds(dice: Dice, pair_share: float | Array) -> dict[str, Array]:
     """What the objects are, as indices. Two objects never share a colour: it is what tells them apart."""
     pair = dice.chance(pair_share)
-    colour, shape, motion = _sample_triples(dice, held_out)
+    colour, shape, motion = _sample_triples(dice)
     size = dice.pick(jnp.asarray(_SIZES)[pair.astype(jnp.int32), motion])
     speed = dice.below(jnp.full(MAX_OBJECTS, 2))
     shows_stripes = jnp.asarray(names.TAKES_STRIPES)[colour] & (size > names.SMALL)
@@ -91,15 +91,14 @@ def _sample_kinds(dice: Dice, held_out: bool, pair_share: float | Array) -> dict
     }
 
 
-def _sample_triples(dice: Dice, held_out: bool) -> Int[Array, "3 o"]:
-    """Colour, shape and motion of each object, among the combinations of one side of the split."""
-    weights = np.where(held_out, HELD_OUT, ~HELD_OUT) * _MOTION_WEIGHTS
-    # Row i: all but colour i.
-    others = np.stack([np.where(np.arange(len(weights)) == i, 0, weights.T).T for i in range(len(weights))])
-    first = dice.pick(jnp.asarray(accumulate(weights.reshape(-1))))
-    colour = first // weights[0].size
-    second = dice.pick(jnp.asarray(accumulate(others.reshape(len(weights), -1)))[colour])
-    return jnp.stack(jnp.unravel_index(jnp.stack([first, second]), weights.shape))
+def _sample_triples(dice: Dice) -> Int[Array, "3 o"]:
+    """Colour, shape and motion of each object; the second has another colour than the first."""
+    colour = dice.below(jnp.full(MAX_OBJECTS, len(names.COLOURS)))
+    step = 1 + dice.below(jnp.full(MAX_OBJECTS, len(names.COLOURS) - 1))
+    colour = colour.at[1].set((colour[0] + step[0]) % len(names.COLOURS))
+    shape = dice.below(jnp.full(MAX_OBJECTS, len(names.SHAPES)))
+    motion = dice.pick(jnp.tile(jnp.asarray(accumulate(_MOTION_WEIGHTS)), (MAX_OBJECTS, 1)))
+    return jnp.stack([colour, shape, motion])
 
 
 def _sample_paths(dice: Dice, kinds: dict[str, Array]) -> Objects:
@@ -149,13 +148,15 @@ _CLASHES = np.array(
 )
 
 
-def _sample_background(dice: Dice, objects: Objects) -> Background:
-    """A background whose colour could not be mistaken for an object's."""
-    clashes = (jnp.asarray(_CLASHES)[objects.colour] & objects.present[:, None]).any(0)
-    colour = dice.pick(jnp.cumsum(~clashes, dtype=jnp.float32))
+def _sample_background(dice: Dice, objects: Objects, held_out: bool) -> Background:
+    """A background whose colour could not be mistaken for an object's, from one side of the split."""
+    possible = _suits(objects) & _on_side(objects, held_out)
+    weights = jnp.where(possible, jnp.asarray(_BACKGROUND_WEIGHTS, jnp.int32)[:, None], 0)
+    picked = dice.pick(jnp.cumsum(weights.reshape(-1)).astype(jnp.float32))
+    kind, colour = jnp.divmod(picked, len(names.BACKGROUND_COLOURS))
     tint = dice.uniform(3, low=-_BACKGROUND_TINT, high=_BACKGROUND_TINT)
     return Background(
-        kind=dice.pick(jnp.asarray(_BACKGROUND_KINDS)),
+        kind=kind,
         colour=colour,
         tint=jnp.asarray(names.BACKGROUND_PALETTE)[colour] + tint,
         angle=dice.below(jnp.array(8)).astype(jnp.float32) * (math.pi / 4),
@@ -163,6 +164,17 @@ def _sample_background(dice: Dice, objects: Objects) -> Background:
         phase=dice.uniform(2),
         waves=_sample_waves(dice),
     )
+
+
+def _suits(objects: Objects) -> Bool[Array, "1 colours"]:
+    clashes = (jnp.asarray(_CLASHES)[objects.colour] & objects.present[:, None]).any(0)
+    return ~clashes[None]
+
+
+def _on_side(objects: Objects, held_out: bool) -> Bool[Array, "kinds colours"]:
+    """The backgrounds on which no object is held out, or on which the first one is."""
+    each = jnp.asarray(HELD_OUT)[objects.colour, objects.shape, objects.motion]
+    return each[0] if held_out else ~(each & objects.present[:, None, None]).any(0)
 
 
 def _sample_waves(dice: Dice) -> Float[Array, "waves 3"]:
