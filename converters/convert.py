@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,19 +74,21 @@ def convert_checkpoint(
     component: str | None = None,
     compare: bool = False,
     overwrite: bool = False,
+    on_start: Callable[[], None] = lambda: None,
 ) -> tuple[Source, list[Converted]]:
-    """Convert an input (see `sources`) to a checkpoint at `output`."""
+    """Convert an input (see `sources`) to a checkpoint at `output`; `on_start` is called when it is known to fit."""
     refuse_existing(output, overwrite=overwrite, replaceable=checkpoint.is_checkpoint)
     source = find(path).only(component)
     mark = fingerprint(source)  # before anything is read: a file that changes meanwhile must not count as converted
     plans = [plan(part, dtype) for part in source.parts]
+    on_start()
     with checkpoint.draft(output, overwrite=overwrite) as draft:
         # A little more, for the manifest and Orbax's own files.
         refuse_full_disk(output, sum(p.nbytes for p in plans) + 10_000_000)
         results = [_convert_component(p, draft, compare) for p in plans]
         if source.tokenizer:
             draft.add_tokenizer(source.tokenizer)
-        draft.finish(source.pipeline, _provenance(source, mark))
+        draft.finish(source.pipeline, provenance(source, mark))
     return source, results
 
 
@@ -104,9 +106,9 @@ def cached(path: Path, dtype: str) -> Path:
     target = next((target for target in targets if _is_writable(target)), targets[-1])
     if target.exists():
         shutil.rmtree(target)  # out of date or damaged; the place is ours
-    print(f"converting {path} once, into {target}", file=sys.stderr)
+    announce = lambda: print(f"converting {path} once, into {target}", file=sys.stderr)
     try:
-        convert_checkpoint(path, target, dtype)
+        convert_checkpoint(path, target, dtype, on_start=announce)
     except UserError:
         if not _is_fresh(target, mark):
             raise
@@ -139,8 +141,9 @@ def _config(kind: Kind, part: Part, reader: Reader, naming: str) -> Any:
         raise UserError(f"{part.files[0]}: tensors are missing, its configuration cannot be told ({error!r})") from None
     if part.config is None:
         return inferred
+    values = read_json(part.config)
     try:
-        config = kind.config.from_dict(read_json(part.config))
+        config = kind.config.from_dict(values)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{part.config}: {error}") from None
     open_fields = [field.name for field in dataclasses.fields(config) if getattr(config, field.name) is None]
@@ -168,7 +171,8 @@ def _bar(p: Plan, label: str) -> tqdm:
     return tqdm(total=len(p.rules), desc=label, unit="tensor", dynamic_ncols=True, disable=None)
 
 
-def _provenance(source: Source, mark: str) -> dict[str, Any]:
+def provenance(source: Source, mark: str) -> dict[str, Any]:
+    """What a manifest says of an input: where it lies, its fingerprint, and every file with size and checksum."""
     files = {file: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in source.files()}
     base = source.path if source.path.is_dir() else source.path.parent
     return {

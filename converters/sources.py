@@ -44,8 +44,9 @@ class Source:
         weights = [file for part in self.parts for file in part.files]
         configs = [part.config for part in self.parts if part.config]
         others = [self.path / name for name in ("model_index.json", "defaults.json", "scheduler/scheduler_config.json")]
-        tokenizer = [self.tokenizer / "tokenizer.json"] if self.tokenizer else []
-        return tuple(weights + configs + tokenizer + [path for path in others if path.is_file()])
+        if self.tokenizer:
+            others += [self.tokenizer / "tokenizer.json", self.tokenizer / "tokenizer_config.json"]
+        return tuple(weights + configs + [path for path in others if path.is_file()])
 
     def only(self, component: str | None) -> "Source":
         """The same input reduced to one component."""
@@ -78,12 +79,22 @@ def _single_file(path: Path) -> Source | None:
 
 def _pipeline(path: Path) -> Source | None:
     if not (path / "model_index.json").is_file():
+        if beside := [name for name in COMPONENTS if (path / name / "config.json").is_file()]:
+            raise UserError(f"{path / 'model_index.json'}: missing, although {', '.join(beside)} lie beside it")
         return None
     index = read_json(path / "model_index.json")
     present = [name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None]
+    names = [name for name in present if name in COMPONENTS]
+    parts = tuple(_folder_part(name, path / name) for name in names)
+    # Sizes can be told from the tensors, but not all: the VAE's latent statistics and the schedule are nowhere else.
+    described = [path / name / "config.json" for name in names]
+    described += [path / name / "scheduler_config.json" for name in present if name == "scheduler"]
+    for file in described:
+        if not file.is_file():
+            raise UserError(f"{file}: missing, although model_index.json names {file.parent.name}; download it again")
     return Source(
         path,
-        tuple(_folder_part(name, path / name) for name in present if name in COMPONENTS),
+        parts,
         defaults.from_diffusers(path, index),
         _tokenizer(path / "tokenizer"),
         tuple(name for name in present if name not in COMPONENTS and name not in _NOT_WEIGHTS),

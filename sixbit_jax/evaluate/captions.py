@@ -12,24 +12,27 @@ from collections.abc import Sequence
 import numpy as np
 
 from sixbit_jax.evaluate.backgrounds import read_background
+from sixbit_jax.evaluate.extents import read_size, read_speed
 from sixbit_jax.evaluate.forms import read_shape
-from sixbit_jax.evaluate.motions import read_motion
+from sixbit_jax.evaluate.motions import read_growth, read_motion
 from sixbit_jax.evaluate.pixels import Video, to_bytes
 from sixbit_jax.evaluate.tracks import Track, find_tracks
 from sixbit_jax.tiny import names
 from sixbit_jax.tiny.attributes import Attributes, ObjectAttributes
 
-_NOTHING = "nothing"
+_NOTHING, _UNCLEAR = "nothing", "unclear"
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectReading:
-    """What one object looks like, in the words of `names`."""
+    """What one object looks like, in the words of `names`; a shape between two is "unclear"."""
 
     colour: str
     shape: str
     motion: str
     direction: str
+    size: str
+    speed: str
     fit: float  # of the shape, 1 is perfect
     area: float  # of the picture, on average over the video
 
@@ -43,7 +46,7 @@ class Reading:
     background_colour: str
 
 
-_MISSING = ObjectReading(_NOTHING, _NOTHING, _NOTHING, _NOTHING, 0.0, 0.0)
+_MISSING = ObjectReading(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING, 0.0, 0.0)
 
 
 def measure(video: Video) -> Reading:
@@ -55,10 +58,12 @@ def measure(video: Video) -> Reading:
 
 
 def _read(track: Track) -> ObjectReading:
-    shape, fit = read_shape(track)
+    shape, fit, is_clear = read_shape(track)
     motion, direction = read_motion(track)
+    size, speed = read_size(track, shape), read_speed(track, motion, read_growth(track))
     area = float(track.areas.mean()) / track.masks[0].size
-    return ObjectReading(names.COLOURS[track.colour], shape, motion, direction, fit, area)
+    named = shape if is_clear else _UNCLEAR
+    return ObjectReading(names.COLOURS[track.colour], named, motion, direction, size, speed, fit, area)
 
 
 def score(reading: Reading, truth: Attributes) -> dict[str, bool]:

@@ -22,7 +22,7 @@ def read_motion(track: Track) -> tuple[str, str]:
     """The kind of motion and its direction, in the words of `names`."""
     frames = track.frames(LOCATED)
     path = track.centres[frames]
-    growth = _growth(track)
+    growth = read_growth(track)
     # A path seen only in part is as much longer.
     part = max(frames[-1] - frames[0], 1) / max(len(track.shown) - 1, 1)
     moved = float(np.linalg.norm(np.ptp(path, axis=0))) / min(track.masks.shape[1:]) / part / _LEAST_PATH
@@ -34,7 +34,7 @@ def read_motion(track: Track) -> tuple[str, str]:
     return _read_path(path)
 
 
-def _growth(track: Track) -> float:
+def read_growth(track: Track) -> float:
     """Logarithm of the last radius over the first, from a line through the frames that show all of the object."""
     times = track.frames(WHOLE)
     if len(times) < 2:

@@ -267,7 +267,9 @@ def test_too_few_tensors_for_a_configuration(tmp_path):
     ("prepare", "message"),
     [
         (lambda folder: shutil.rmtree(folder), "no such file or folder"),
-        (lambda folder: (folder / "model_index.json").unlink(), "no weights found"),
+        (lambda folder: (folder / "model_index.json").unlink(), "model_index.json: missing"),
+        (lambda folder: (folder / "vae" / "config.json").unlink(), "vae/config.json: missing"),
+        (lambda folder: shutil.rmtree(folder / "scheduler"), "scheduler/scheduler_config.json: missing"),
         (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json: damaged"),
         (lambda folder: (folder / "vae" / "config.json").write_text("nope"), "config.json: damaged"),
         (lambda folder: (folder / "vae" / "config.json").write_text('{"z_dim": 3}'), "vae/config.json: VAE config"),
@@ -332,9 +334,9 @@ def test_the_cache_converts_once_and_again_when_the_input_changes(copy, tmp_path
 def test_the_loser_of_a_race_takes_the_winners_checkpoint(copy, monkeypatch):
     convert = conversion.convert_checkpoint
 
-    def interrupted_by_a_faster_run(path, output, dtype):
-        convert(path, output, dtype)
-        return convert(path, output, dtype)
+    def interrupted_by_a_faster_run(path, output, dtype, **options):
+        convert(path, output, dtype, **options)
+        return convert(path, output, dtype, **options)
 
     monkeypatch.setattr(conversion, "convert_checkpoint", interrupted_by_a_faster_run)
     assert checkpoint.is_checkpoint(cached(copy, "bf16"))
