@@ -3,5 +3,14 @@
 from sixbit_jax.policies.base import PolicySpec, StepInfo
 from sixbit_jax.policies.cache import AbstractCachePolicy, NoCache
 from sixbit_jax.policies.precision import AbstractPrecisionPolicy, FixedPrecision
+from sixbit_jax.policies.temporal_delta import TemporalDeltaCache
 
-__all__ = ["AbstractCachePolicy", "AbstractPrecisionPolicy", "FixedPrecision", "NoCache", "PolicySpec", "StepInfo"]
+__all__ = [
+    "AbstractCachePolicy",
+    "AbstractPrecisionPolicy",
+    "FixedPrecision",
+    "NoCache",
+    "PolicySpec",
+    "StepInfo",
+    "TemporalDeltaCache",
+]

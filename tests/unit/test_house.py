@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("sixbit_jax", "converters")
+PACKAGES = ("sixbit_jax", "converters", "pallas_kernels")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 # Layer by layer: a module may import those listed for the longest prefix of its name, and its own package.
@@ -23,10 +23,11 @@ MAY_IMPORT = {
     "sixbit_jax.dispatch": {"sixbit_jax.errors"},
     "sixbit_jax.formats": set(),
     "sixbit_jax.quantizers": {"sixbit_jax.errors", "sixbit_jax.formats"},
-    "sixbit_jax.linear": FORMATS,
-    "sixbit_jax.attention": BASE,
+    "pallas_kernels": set(),
+    "sixbit_jax.linear": FORMATS | {"pallas_kernels"},
+    "sixbit_jax.attention": BASE | {"pallas_kernels"},
     "sixbit_jax.models": OPS,
-    "sixbit_jax.policies": BASE,
+    "sixbit_jax.policies": FORMATS,
     "sixbit_jax.schedulers": BASE,
     "sixbit_jax.sampler": LOOP,
     "sixbit_jax.recipes": LOOP | {"sixbit_jax.quantizers"},
