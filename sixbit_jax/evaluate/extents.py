@@ -10,7 +10,7 @@ from sixbit_jax.evaluate.tracks import LOCATED, WHOLE, Track
 from sixbit_jax.tiny import names
 
 # Limits between the world's steps, each in the middle of a gap.
-_RADII = (0.118, 0.167)  # radius in sides: up to 0.105, 0.130 to 0.150, from 0.185
+_RADII = (0.1245, 0.170)  # radius in sides: up to 0.112, 0.137 to 0.155, from 0.185
 _DISTANCE = 0.355  # of a line, in sides: up to 0.29, from 0.42
 _BOUNCES, _TURNS = 1.4, 0.87  # cycles: up to 1.2, from 1.6; up to 0.75, from 1.0
 _GROWTH = math.log(1.85)  # of the radius: up to 1.7 times, from 2.0 times

@@ -22,9 +22,9 @@ _TILTS = (-0.2, -0.1, 0.0, 0.1, 0.2)
 # Blur in radii, and how much of the object's colour makes a pixel part of it: sharp edges, 1.6 pixels of blur for the
 # smallest objects, and the 3 pixels that leave of their star a pentagon with dents. Still softer, a star is a circle.
 _EDGES = (*itertools.product((0.02, 0.13), (0.3, 0.5, 0.7)), (0.25, 0.5))
-# How far the best fit must lead the second for the shape to be clear, in intersection over union. Of the first 46 objects
-# that a trained tiny-wan made, 43 lead by that much and all are what the caption says; of 20 blobs of a barely trained
-# one, 13 do and 3 are. A least fit would not do: blobs fit something at 0.4 to 0.9, a small star its outline at 0.7.
+# How far the best fit must lead the second for the shape to be clear, in intersection over union. Of 46 objects that a
+# trained tiny-wan made, 43 lead by that much, and all of them are as captioned; of 20 blobs of a barely trained
+# one, 13 do and 3 are. A least fit would not tell: blobs fit something at 0.4 to 0.9, a small star its outline at 0.7.
 _LEAST_LEAD = 0.01
 _CANVAS, _RADIUS = 160, 50  # pixels that the outlines are drawn with
 

@@ -79,7 +79,7 @@ def loss(
 
 
 def sample_sigma(key: Key[Array, ""], count: int) -> Float[Array, " b"]:
-    """Noise levels: logit-normal, then shifted; some are uniform, or the first and last steps would hardly be learned."""
+    """Noise levels: shifted logit-normal, and some uniform, or the first and last steps would hardly be learned."""
     normal_key, uniform_key, which_key = jax.random.split(key, 3)
     sigma = jax.nn.sigmoid(jax.random.normal(normal_key, (count,)))
     shifted = SHIFT * sigma / (1 + (SHIFT - 1) * sigma)

@@ -31,6 +31,7 @@ from sixbit_jax.tiny.train_vae import load_vae
 from sixbit_jax.tiny.training import Budget, Stage, fit
 
 _DATA_SEED, _PROMPT_SEED = 2_000_003, 3_000_017  # distinct from those of training steps
+_PAIR_SHARE = 0.5  # of the clips: more than the world's, since two objects take longer to learn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,8 @@ def _encode_all(params: Params, config: VAEConfig, run: DiTRun, keys: Array) -> 
     sizes = run.sizes
 
     def one(key: Array) -> dict[str, Any]:
-        batch = sample_batch(key, run.encoded, frames=sizes.frames, height=sizes.height, width=sizes.width)
+        frames, height, width = sizes.frames, sizes.height, sizes.width
+        batch = sample_batch(key, run.encoded, frames=frames, height=height, width=width, pair_share=_PAIR_SHARE)
         latents = vae.encode(params, config, batch.videos, frames_per_chunk=sizes.frames)
         return {"latents": latents.astype(jnp.bfloat16), "scenes": batch.scenes}
 

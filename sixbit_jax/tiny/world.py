@@ -33,7 +33,7 @@ _SIZES = accumulate(
         ]
     )
 )
-_RADII = np.array([[0.092, 0.105], [0.130, 0.150], [0.185, 0.205]], np.float32)
+_RADII = np.array([[0.100, 0.112], [0.137, 0.155], [0.185, 0.205]], np.float32)
 
 # (motion, speed) -> range. Slow and fast are far apart, and the least travel is about two radii of a small object.
 _TRAVEL = np.zeros((len(names.MOTIONS), len(names.SPEEDS), 2), np.float32)
