@@ -87,6 +87,16 @@ def convert(
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[tree_path(path)], abstract)
 
 
+def stream(source: TensorSource, rules: Sequence[Rule], abstract: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Like `convert`, one whole parameter of ours after the other; `census` has to have found no problem."""
+    for path, leaf in flatten(abstract).items():
+        array = {path: np.empty(leaf.shape, leaf.dtype)}
+        for rule in rules:
+            if rule.target == path:
+                _write(array, rule, source.read(rule.source))
+        yield path, array[path]
+
+
 def revert(
     params: Params, rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:

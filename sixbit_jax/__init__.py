@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 # Eager, because these names are subpackages too: the last binding wins, and it has to be the function.
 from sixbit_jax.attention import attention
+from sixbit_jax.formats import (
+    Int4Tensor,
+    Int8Tensor,
+    NVFP4Tensor,
+    QuantizedWeight,
+    dequantize,
+    hadamard,
+    quantize_int8,
+    quantize_nvfp4,
+)
 from sixbit_jax.linear import linear
+from sixbit_jax.quantize import quantize
 
 if TYPE_CHECKING:
     from sixbit_jax.pipeline import Result, WanPipeline
@@ -25,7 +36,22 @@ _LATE = {
     "WanPipeline": "sixbit_jax.pipeline",
 }
 
-__all__ = ["Result", "Settings", "WanPipeline", "attention", "linear"]
+__all__ = [
+    "Int4Tensor",
+    "Int8Tensor",
+    "NVFP4Tensor",
+    "QuantizedWeight",
+    "Result",
+    "Settings",
+    "WanPipeline",
+    "attention",
+    "dequantize",
+    "hadamard",
+    "linear",
+    "quantize",
+    "quantize_int8",
+    "quantize_nvfp4",
+]
 
 
 def __getattr__(name: str) -> Any:

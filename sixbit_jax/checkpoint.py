@@ -7,6 +7,7 @@
 
 import contextlib
 import dataclasses
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sixbit_jax.errors import UserError, nearest
 from sixbit_jax.manifest import (
@@ -22,16 +24,19 @@ from sixbit_jax.manifest import (
     build_abstract,
     describe,
     difference,
+    flatten,
     is_checkpoint,
+    nest,
     read_manifest,
     write_manifest,
 )
 from sixbit_jax.shapes import Params
 from sixbit_jax.staging import staged
 
-__all__ = ["Draft", "draft", "is_checkpoint", "load", "load_numpy", "read_manifest"]
+__all__ = ["Draft", "draft", "is_checkpoint", "load", "load_numpy", "read_manifest", "stream"]
 
 TOKENIZER = "tokenizer"
+_BATCH_BYTES = 2**30
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -42,12 +47,20 @@ class Draft:
     folder: Path
     components: dict[str, Component] = dataclasses.field(default_factory=dict)
 
-    def add(self, name: str, kind: str, config: dict[str, Any], dtype: str, params: Params) -> None:
-        """Write one component's parameters."""
+    def add(
+        self,
+        name: str,
+        kind: str,
+        config: dict[str, Any],
+        dtype: str,
+        params: Params,
+        recipe: dict[str, Any] | None = None,
+    ) -> None:
+        """Write one component's parameters; on disk each part of a quantized weight is an array by itself."""
         from sixbit_jax.orbax_trees import save_tree
 
-        save_tree(self.folder / name, params)
-        self.components[name] = Component(kind, config, dtype, describe(params))
+        save_tree(self.folder / name, nest(flatten(params)))
+        self.components[name] = Component(kind, config, dtype, describe(params), recipe)
 
     def add_tokenizer(self, source: Path) -> None:
         """Copy the two files of a tokenizer folder that `text.load_tokenizer` reads."""
@@ -94,6 +107,29 @@ def load_numpy(folder: Path, component: str) -> tuple[dict[str, Any], Params]:
     return entry.config, _restore(folder / component, build_abstract(entry.parameters))
 
 
+def stream(folder: Path, component: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Path and values of one parameter after the other: a gigabyte of them, or a larger one, is in memory at a time."""
+    for batch in _batches(_entry(folder, component).parameters):
+        restored = flatten(_restore(folder / component, build_abstract(batch), partial=True))
+        while restored:
+            path = next(iter(restored))
+            yield path, restored.pop(path)
+
+
+def _batches(parameters: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Parameters in groups that are worth the start of a read."""
+    batch: dict[str, str] = {}
+    room = _BATCH_BYTES
+    for path, leaf in flatten(build_abstract(parameters)).items():
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
+        if batch and size > room:
+            yield batch
+            batch, room = {}, _BATCH_BYTES
+        batch[path] = parameters[path]
+        room -= size
+    yield batch
+
+
 def _entry(folder: Path, component: str) -> Component:
     components = read_manifest(folder).components
     if component not in components:
@@ -103,11 +139,11 @@ def _entry(folder: Path, component: str) -> Component:
     return components[component]
 
 
-def _restore(path: Path, abstract: Params) -> Params:
+def _restore(path: Path, abstract: Params, *, partial: bool = False) -> Params:
     from sixbit_jax.orbax_trees import restore_tree
 
     try:
-        params = restore_tree(path, abstract)
+        params = restore_tree(path, abstract, partial=partial)
     except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
         if _is_out_of_memory(error):
             raise

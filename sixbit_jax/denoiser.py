@@ -30,11 +30,16 @@ class BranchContext:
 
 @dataclasses.dataclass(frozen=True)
 class WanDenoiser:
-    """Static facts of the model call. `token_multiple`: what kernels want the token count to be a multiple of."""
+    """Static facts of the model call.
+
+    `token_multiple`: what kernels want the token count to be a multiple of. `observe`: what to note of the input of
+    every linear group (see `wan.forward`).
+    """
 
     configs: tuple[WanConfig, ...]
     attention: str | None = None
     token_multiple: int = 1
+    observe: Callable[[Array], Any] | None = None
 
     def contexts(
         self,
@@ -89,6 +94,7 @@ class WanDenoiser:
             context.text,
             attention_implementation=self.attention,
             token_multiple=self.token_multiple,
+            observe=self.observe,
             **plan,
         )
 

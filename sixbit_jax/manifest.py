@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from sixbit_jax.errors import UserError
 from sixbit_jax.shapes import Params, tree_path
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
 
 _PACKAGES = ("sixbit-jax", "jax", "flax", "orbax-checkpoint", "numpy")
@@ -25,12 +25,16 @@ _PACKAGES = ("sixbit-jax", "jax", "flax", "orbax-checkpoint", "numpy")
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """One model of a checkpoint. `kind` says which model code runs it, `dtype` is what its matrices are stored in."""
+    """One model of a checkpoint. `kind` says which model code runs it, `dtype` is what its matrices are stored in.
+
+    A quantized one names its `recipe` (in the JSON of `recipes.to_json`); its dtype is that of the other matrices.
+    """
 
     kind: str
     config: dict[str, Any]
     dtype: str
     parameters: dict[str, str]
+    recipe: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,20 +84,32 @@ def describe(tree: Params) -> dict[str, str]:
     >>> describe({"head": {"bias": np.zeros((2, 3), np.float32)}})
     {'head/bias': 'float32[2,3]'}
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {tree_path(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves}
+    return {path: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in flatten(tree).items()}
 
 
 def build_abstract(parameters: Mapping[str, str]) -> Params:
     """The nested tree of `ShapeDtypeStruct`s that `describe` described."""
+    return nest({path: _parse(text) for path, text in parameters.items()})
+
+
+def flatten(tree: Params) -> dict[str, Any]:
+    """The leaves by their slash-separated paths; the parts of a quantized weight are leaves."""
+    return {tree_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def nest(leaves: Mapping[str, Any]) -> Params:
+    """The nested dict that a path per leaf describes.
+
+    >>> nest({"blocks/weight/packed": 1, "blocks/bias": 2})
+    {'blocks': {'weight': {'packed': 1}, 'bias': 2}}
+    """
     tree: Params = {}
-    for path, text in parameters.items():
+    for path, leaf in leaves.items():
         *parents, name = path.split("/")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
-        dtype, _, shape = text.rstrip("]").partition("[")
-        node[name] = jax.ShapeDtypeStruct(tuple(map(int, shape.split(","))) if shape else (), np.dtype(dtype))
+        node[name] = leaf
     return tree
 
 
@@ -113,6 +129,11 @@ def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> str:
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that decide what a checkpoint looks like."""
     return {name: _version(name) for name in _PACKAGES}
+
+
+def _parse(text: str) -> jax.ShapeDtypeStruct:
+    dtype, _, shape = text.rstrip("]").partition("[")
+    return jax.ShapeDtypeStruct(tuple(map(int, shape.split(","))) if shape else (), jnp.dtype(dtype))
 
 
 def _version(package: str) -> str:

@@ -31,10 +31,14 @@ def save_tree(path: Path, params: Params) -> None:
         raise error
 
 
-def restore_tree(path: Path, abstract: Params) -> Params:
-    """Read a tree of this structure; leaves that carry a sharding become jax arrays, the others numpy arrays."""
+def restore_tree(path: Path, abstract: Params, *, partial: bool = False) -> Params:
+    """Read a tree of this structure; leaves that carry a sharding become jax arrays, the others numpy arrays.
+
+    With `partial` the structure may lack what the folder has.
+    """
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_concurrent_gb(abstract))
-    arguments = ocp.args.PyTreeRestore(item=abstract, restore_args=jax.tree.map(_restore_arguments, abstract))
+    wanted = jax.tree.map(_restore_arguments, abstract)
+    arguments = ocp.args.PyTreeRestore(item=abstract, restore_args=wanted, partial_restore=partial)
     try:
         with _quiet(), ocp.Checkpointer(handler) as checkpointer:
             params = checkpointer.restore(path.absolute(), args=arguments)

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,6 +54,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_npy(path: Path, array: np.ndarray) -> None:
     _write(path, lambda file: np.save(file, array))
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    _write(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
 def _write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:

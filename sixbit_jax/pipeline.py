@@ -8,7 +8,7 @@ result.save("circle.mp4")
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,14 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from sixbit_jax import compile_cache, progress, recipes, schedulers, text
-from sixbit_jax.components import Components
+from sixbit_jax import calibrate, compile_cache, progress, recipes, schedulers, text
+from sixbit_jax.attention import implementations as attention_implementations
+from sixbit_jax.components import Components, stored_recipe
 from sixbit_jax.denoiser import WanDenoiser
-from sixbit_jax.errors import UserError
+from sixbit_jax.errors import UserError, nearest
+from sixbit_jax.explain import explain_components
+from sixbit_jax.linear import implementations as linear_implementations
 from sixbit_jax.models import umt5, vae
 from sixbit_jax.models.vae import Tiling, VAEConfig
 from sixbit_jax.models.wan_config import GROUPS, TEXT_TOKENS, TRAIN_TIMESTEPS
 from sixbit_jax.policies import PolicySpec, StepInfo
+from sixbit_jax.quantize import StatisticsByPath
 from sixbit_jax.recipes import Recipe
 from sixbit_jax.sampler import Sampler, Trace, sample
 from sixbit_jax.settings import Settings
@@ -55,28 +59,36 @@ class Result:
 class WanPipeline:
     """A loaded checkpoint under a recipe. Calling it makes one video; programs are compiled once per shape and kept."""
 
-    def __init__(self, components: Components, recipe: Recipe):
+    def __init__(self, components: Components, recipe: Recipe, observe: Callable[[Array], Any] | None = None):
         self.components = components
         self.recipe = recipe
+        self.observe = observe
         self._programs: dict[Any, Callable[..., Any]] = {}
 
     @classmethod
     def load(
         cls,
         path_or_id: str | Path,
-        recipe: str | Recipe = "bf16",
+        recipe: str | Recipe | None = None,
         *,
         dtype: str | None = None,
         attention: str | None = None,
+        statistics: str | Path | Mapping[str, StatisticsByPath] | None = None,
     ) -> "WanPipeline":
         """Load a converted checkpoint, a diffusers folder, or a hub id.
 
-        `dtype` and `attention` override the recipe's own. Turns the persistent compile cache on (see `compile_cache`).
+        Without a `recipe` a quantized checkpoint runs under its own and any other in bf16. `dtype` and `attention`
+        override the recipe's own. `statistics`: what `calibrate.collect` returned, or a file that `calibrate.save`
+        wrote, for the recipes that need them. Turns the persistent compile cache on (see `compile_cache`).
         """
         compile_cache.enable()
+        recipe = recipe or stored_recipe(path_or_id) or "bf16"
         recipe = recipes.load(recipe) if isinstance(recipe, str) else recipe
         recipe = dataclasses.replace(recipe, dtype=dtype or recipe.dtype, attention=attention or recipe.attention)
-        return cls(Components.load(path_or_id, recipe.dtype), recipe)
+        _check_implementations(recipe)
+        if isinstance(statistics, str | Path):
+            statistics = calibrate.load(Path(statistics))
+        return cls(Components.load(path_or_id, recipe.dtype, recipe, statistics), recipe)
 
     def settings(self, **overrides: Any) -> Settings:
         """The checkpoint's own defaults, changed by `overrides`, and checked."""
@@ -107,6 +119,12 @@ class WanPipeline:
         denoised, trace = watch("denoise", lambda: program(self.components.experts, *arguments))
         video = watch("decode", lambda: self.decode(denoised))
         return Result(video, to_channels_first(denoised), jax.tree.map(np.asarray, trace), watch.seconds, chosen)
+
+    def explain(self, **settings: Any) -> str:
+        """A line for every linear: how it is stored, what its activations are rounded to, what runs it and why."""
+        chosen = self.settings(**settings)
+        tokens, routes = self.parts(chosen).spec.tokens, self.recipe.precision.routes
+        return explain_components(self.components, routes, tokens, chosen.branches)
 
     def encode_text(self, settings: Settings) -> Float[Array, "e p text"]:
         """Prompt and, under guidance, negative prompt; rows beyond a prompt's length are zero."""
@@ -150,7 +168,7 @@ class WanPipeline:
             dim=configs[0].dim,
             dtype=self.recipe.dtype,
         )
-        denoiser = WanDenoiser(configs, self.recipe.attention, multiple)
+        denoiser = WanDenoiser(configs, self.recipe.attention, multiple, self.observe)
         return Sampler(denoiser, schedulers.get(settings.solver), self.recipe.precision, self.recipe.cache, spec)
 
     def decode(self, latents: Float[Array, "1 t h w c"]) -> UInt8[np.ndarray, "frames height width 3"]:
@@ -177,6 +195,15 @@ class WanPipeline:
         if condition is None:
             return image, None
         return image, from_channels_first("condition", condition, (channels, *settings.latent_shape))
+
+
+def _check_implementations(recipe: Recipe) -> None:
+    """Names that a recipe or a caller gives; whether they support a case is known when it is compiled."""
+    wanted = [("attention", recipe.attention, attention_implementations())]
+    wanted += [("linear", route.implementation, linear_implementations()) for route in recipe.precision.routes]
+    for op, name, known in wanted:
+        if name is not None and name not in known:
+            raise UserError(f'recipe "{recipe.name}": unknown {op} implementation "{name}"; {nearest(name, known)}')
 
 
 class Stopwatch:

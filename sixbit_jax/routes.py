@@ -2,6 +2,9 @@
 
 import dataclasses
 
+# Width of the activations of each format; None: as they come.
+ACTIVATION_BITS = {None: 16, "int8": 8, "int4": 4, "nvfp4": 4}
+
 
 @dataclasses.dataclass(frozen=True)
 class Route:
@@ -20,4 +23,4 @@ class Route:
         >>> Route("nvfp4").bits
         4
         """
-        return {None: 16, "int8": 8, "nvfp4": 4}[self.act]
+        return ACTIVATION_BITS[self.act]

@@ -116,15 +116,19 @@ def _load(args: argparse.Namespace) -> Any:
 
     from sixbit_jax import recipes
     from sixbit_jax.attention import implementations
+    from sixbit_jax.components import stored_recipe
     from sixbit_jax.pipeline import WanPipeline
 
-    recipe = recipes.load(args.recipe or ("bf16" if jax.default_backend() == "gpu" else "f32"))
+    stored = None if args.recipe else stored_recipe(args.model)
+    recipe = stored or recipes.load(args.recipe or ("bf16" if jax.default_backend() == "gpu" else "f32"))
+    if args.text_encoder_recipe:
+        recipe = recipes.with_text_encoder(recipe, recipes.load(args.text_encoder_recipe))
     if args.cache_budget_gb is not None:
         raise UserError(f"--cache-budget-gb: recipe {recipe.name} has no delta cache")
     if args.attention and args.attention not in implementations():
         hint = nearest(args.attention, implementations())
         raise UserError(f'--attention: unknown implementation "{args.attention}"; {hint}')
-    return WanPipeline.load(args.model, recipe, dtype=args.dtype, attention=args.attention)
+    return WanPipeline.load(args.model, recipe, dtype=args.dtype, attention=args.attention, statistics=args.statistics)
 
 
 def _warn_unknown_words(pipe: Any, settings: Any) -> None:
@@ -136,10 +140,17 @@ def _warn_unknown_words(pipe: Any, settings: Any) -> None:
 def _header(pipe: Any) -> str:
     import jax
 
+    dense = pipe.components.dense_bytes()
     sizes = pipe.components.weight_bytes()
-    weights = ", ".join(f"{name} {count / 1e6:.1f} MB" for name, count in sizes.items())
+    weights = ", ".join(f"{name} {_size(count, dense[name])}" for name, count in sizes.items())
     where = f"{pipe.components.source} on {jax.devices()[0].device_kind}"
     return f"{where}, recipe {pipe.recipe.name} ({pipe.recipe.dtype}): {weights}"
+
+
+def _size(stored: int, dense: int) -> str:
+    """Megabytes on the device and, of quantized weights, what they would take dense."""
+    size = f"{stored / 1e6:.1f} MB"
+    return size if stored == dense else f"{size} ({dense / stored:.2f}x smaller than {dense / 1e6:.1f} MB dense)"
 
 
 def _dry_run(pipe: Any, settings: Any) -> str:
@@ -156,6 +167,7 @@ def _dry_run(pipe: Any, settings: Any) -> str:
         f"work:   {e.tflop_per_call:.3f} TFLOP a call, {e.attention_share:.0%} of it attention",
         f"time:   about {seconds:.0f} s of denoising at the {rate / 1e12:.2f} TFLOP/s measured here",
         f"memory: about {total:.2f} GiB, {e.weight_bytes / 2**30:.2f} of it weights",
+        pipe.explain(**dataclasses.asdict(settings)),
     )
     return "\n".join(lines)
 
@@ -178,6 +190,7 @@ def _sidecar(pipe: Any, result: Any) -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in _VERSIONS},
         "timings_s": {stage: round(seconds, 3) for stage, seconds in result.timings.items()},
         "weight_bytes": pipe.components.weight_bytes(),
+        "dense_weight_bytes": pipe.components.dense_bytes(),
         "peak_device_bytes": stats.get("peak_bytes_in_use"),
         "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "mean_activation_bits": float(bits.mean()),

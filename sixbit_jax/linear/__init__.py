@@ -1,6 +1,11 @@
-"""y = x · Wᵀ + b under a named implementation, fixed or chosen while the program runs."""
+"""y = x · Wᵀ + b under a named implementation, fixed or chosen while the program runs.
 
-from sixbit_jax.linear.api import LinearSpec, explain, implementations, linear
+x --activations: smooth, rotate, round--> codes and scales --+
+w: an array, a quantized tensor or a QuantizedWeight --------+--reference or xla--> y
+"""
+
+from sixbit_jax.linear.api import explain, implementations, linear, spec
 from sixbit_jax.linear.routed import routed_linear
+from sixbit_jax.linear.spec import LinearSpec, Weight
 
-__all__ = ["LinearSpec", "explain", "implementations", "linear", "routed_linear"]
+__all__ = ["LinearSpec", "Weight", "explain", "implementations", "linear", "routed_linear", "spec"]

@@ -4,31 +4,24 @@ Weights are `(n, k)`, as PyTorch stores them: the contracted axis comes last, wh
 group.
 """
 
-import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from sixbit_jax.dispatch import Choice, Implementation, choose
-from sixbit_jax.linear import reference, xla
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearSpec:
-    """The static facts that decide whether an implementation can run: rows, sizes, number formats and where it runs."""
-
-    m: int
-    k: int
-    n: int
-    x: str
-    w: str
-    act: str | None
-    platform: str
-
+from sixbit_jax.errors import nearest
+from sixbit_jax.formats import QuantizedWeight, effective_weight
+from sixbit_jax.linear import pallas, reference, xla
+from sixbit_jax.linear.spec import ACTIVATIONS, LinearSpec, Weight, describe, wrap
 
 # In order of preference.
 _IMPLEMENTATIONS = {
+    "pallas": Implementation(pallas.supports, pallas.run),
     "xla": Implementation(xla.supports, xla.run),
     "reference": Implementation(reference.supports, reference.run),
 }
@@ -41,40 +34,89 @@ def implementations() -> tuple[str, ...]:
 
 def linear(
     x: Float[Array, "... k"],
-    w: Float[Array, "n _k"],
+    w: Weight,
     bias: Float[Array, " n"] | None = None,
     *,
     act: str | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "... n"]:
-    """`x @ w.T + bias`, accumulated in f32 and returned in `x.dtype`.
+    """`x @ w.T + bias`, accumulated in f32 (or, codes by codes, in s32) and returned in `x.dtype`.
 
-    `implementation` names one that must run or raise; `None` takes the fastest that supports the case (see `explain`).
+    `w (n, k)` is an array, a quantized tensor, or a `QuantizedWeight`, whose smoothing, rotation and branches apply.
+    `act` is the format its activations are rounded to, "int8", "int4" or "nvfp4"; None leaves them as they come.
+    `implementation` names one that must run or raise; None takes the fastest that supports the case (see `explain`).
+
+    A quantized product passes gradients straight through: to `x` as if nothing had been rounded, to `bias` exactly, to
+    the weight none.
 
     >>> import jax.numpy as jnp
     >>> linear(jnp.ones((2, 3)), jnp.ones((4, 3)), jnp.zeros(4)).shape
     (2, 4)
+    >>> from sixbit_jax.formats import quantize_nvfp4
+    >>> linear(jnp.ones((2, 16)), quantize_nvfp4(jnp.ones((4, 16))), act="int8")[0].tolist()
+    [16.0, 16.0, 16.0, 16.0]
     """
-    if x.shape[-1] != w.shape[-1]:
-        raise ValueError(f"linear: x ends in {x.shape[-1]} features, w expects {w.shape[-1]} (w is (n, k))")
-    choice = choose("linear", _IMPLEMENTATIONS, _spec(x, w, act), implementation)
-    return _IMPLEMENTATIONS[choice.name].run(x, w, bias)
+    w = wrap(w)
+    choice = _choose(x, w, act, implementation)
+    if isinstance(w, QuantizedWeight):
+        return _straight_through(choice.name, act, x, w, bias)
+    return _IMPLEMENTATIONS[choice.name].run(x, w, bias, act)
 
 
-def explain(x: jax.ShapeDtypeStruct | Array, w: jax.ShapeDtypeStruct | Array, *, act: str | None = None) -> Choice:
+def explain(x: Any, w: Any, *, act: str | None = None) -> Choice:
     """Which implementation `linear` would pick for these operands, and why not the ones before it.
 
     >>> import jax, jax.numpy as jnp
-    >>> str(explain(jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((4, 3), jnp.float32)))
+    >>> explain(jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((4, 3), jnp.float32)).name
     'xla'
     """
-    return choose("linear", _IMPLEMENTATIONS, _spec(x, w, act))
+    return _choose(x, wrap(w), act, None)
 
 
-def _spec(x: jax.ShapeDtypeStruct | Array, w: jax.ShapeDtypeStruct | Array, act: str | None) -> LinearSpec:
-    rows = 1
-    for size in x.shape[:-1]:
-        rows *= size
-    return LinearSpec(
-        rows, w.shape[1], w.shape[0], jnp.dtype(x.dtype).name, jnp.dtype(w.dtype).name, act, jax.default_backend()
-    )
+def spec(x: Any, w: Any, *, act: str | None = None) -> LinearSpec:
+    """The facts that `linear` decides by.
+
+    >>> import jax, jax.numpy as jnp
+    >>> s = spec(jax.ShapeDtypeStruct((5, 2, 3), jnp.float32), jax.ShapeDtypeStruct((4, 3), jnp.float32))
+    >>> s.m, s.k, s.n, s.w
+    (10, 3, 4, 'float32')
+    """
+    return describe(x, wrap(w), act)
+
+
+def _choose(x: Any, w: Any, act: str | None, implementation: str | None) -> Choice:
+    if len(w.shape) != 2:
+        raise ValueError(f"linear: w has shape {tuple(w.shape)}, expected (n, k); scan over stacked layers")
+    if x.shape[-1] != w.shape[-1]:
+        raise ValueError(f"linear: x ends in {x.shape[-1]} features, w expects {w.shape[-1]} (w is (n, k))")
+    if act is not None and act not in ACTIVATIONS:
+        raise ValueError(f'linear: unknown activation format "{act}"; {nearest(act, ACTIVATIONS)}, or None')
+    return choose("linear", _IMPLEMENTATIONS, describe(x, w, act), implementation)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _straight_through(
+    name: str, act: str | None, x: Array, w: QuantizedWeight, bias: Array | None
+) -> Float[Array, "... n"]:
+    return _IMPLEMENTATIONS[name].run(x, w, bias, act)
+
+
+def _forward(name: str, act: str | None, x: Array, w: QuantizedWeight, bias: Array | None) -> tuple[Array, Any]:
+    return _straight_through(name, act, x, w, bias), (x, w, bias)
+
+
+def _backward(name: str, act: str | None, kept: Any, dy: Float[Array, "... n"]) -> tuple[Array, Any, Array | None]:
+    x, w, bias = kept
+    wide = dy.astype(jnp.float32)
+    dx = jnp.einsum("...n,nk->...k", wide, effective_weight(w), precision=lax.Precision.HIGHEST).astype(x.dtype)
+    db = None if bias is None else wide.reshape(-1, wide.shape[-1]).sum(0).astype(bias.dtype)
+    return dx, jax.tree.map(_no_gradient, w), db
+
+
+def _no_gradient(leaf: Array) -> Any:
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.zeros_like(leaf)
+    return np.zeros(leaf.shape, jax.dtypes.float0)
+
+
+_straight_through.defvjp(_forward, _backward)

@@ -3,21 +3,29 @@
 import functools
 from collections.abc import Sequence
 
+import jax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from sixbit_jax.linear.api import linear
+from sixbit_jax.linear.spec import Weight
 from sixbit_jax.routes import Route
 
 
 def routed_linear(
     x: Float[Array, "... k"],
-    w: Float[Array, "n k"],
+    w: Weight,
     bias: Float[Array, " n"] | None,
     routes: Sequence[Route],
     index: Int[Array, ""],
 ) -> Float[Array, "... n"]:
-    """`linear` under `routes[index]`. One compiled branch per route; a single route costs no branch at all."""
+    """`linear` under `routes[index]`. One compiled branch per route; a single route costs no branch at all.
+
+    Routes speak of quantized weights. One that its recipe keeps dense multiplies in its own dtype under all of them.
+    """
+    if isinstance(w, jax.Array):
+        routes = [Route(None, route.implementation if route.act is None else None) for route in routes]
+        routes = routes[:1] if len(set(routes)) == 1 else routes
     branches = [functools.partial(linear, act=r.act, implementation=r.implementation) for r in routes]
     if len(branches) == 1:
         return branches[0](x, w, bias)

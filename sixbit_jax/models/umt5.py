@@ -137,20 +137,24 @@ def encode(
 ) -> Float[Array, "b p d"]:
     """The last hidden states, in f32. Tokens with mask 0 are read by nobody; their own rows mean nothing."""
     buckets = jnp.asarray(position_buckets(config, ids.shape[1]))
+    table = params["embedding"]["weight"]
 
     def layer(x: Array, p: Params) -> tuple[Array, None]:
-        return block(p, config, x, buckets, mask), None
+        return block(p, config, x, buckets, mask, table.dtype), None
 
-    x = params["embedding"]["weight"][ids].astype(jnp.float32)
-    x, _ = lax.scan(layer, x, params["blocks"])
+    x, _ = lax.scan(layer, table[ids].astype(jnp.float32), params["blocks"])
     return rms_norm(x, config.eps, params["norm"]["scale"])
 
 
 def block(
-    p: Params, config: UMT5Config, x: Float[Array, "b p d"], buckets: Int[Array, "p p"], mask: Int[Array, "b p"]
+    p: Params,
+    config: UMT5Config,
+    x: Float[Array, "b p d"],
+    buckets: Int[Array, "p p"],
+    mask: Int[Array, "b p"],
+    dtype: DType,
 ) -> Float[Array, "b p d"]:
-    """One layer; `x` is the f32 residual stream."""
-    dtype = p["ffn_in"]["weight"].dtype
+    """One layer; `x` is the f32 residual stream, `dtype` that of everything between two of its additions."""
     y = rms_norm(x, config.eps, p["attention_norm"]["scale"]).astype(dtype)
     x = x + attention(p["attention"], config, y, buckets, mask).astype(jnp.float32)
     y = rms_norm(x, config.eps, p["ffn_norm"]["scale"]).astype(dtype)

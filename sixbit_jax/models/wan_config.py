@@ -10,6 +10,16 @@ from sixbit_jax.errors import UserError
 # axis.
 GROUPS = ("self_qkv", "self_out", "cross_q", "cross_out", "ffn_in", "ffn_out")
 
+# The weight that each group multiplies with, by its path in the parameter tree.
+GROUP_WEIGHTS = {
+    "self_qkv": "blocks/self_attention/qkv/weight",
+    "self_out": "blocks/self_attention/out/weight",
+    "cross_q": "blocks/cross_attention/q/weight",
+    "cross_out": "blocks/cross_attention/out/weight",
+    "ffn_in": "blocks/ffn_in/weight",
+    "ffn_out": "blocks/ffn_out/weight",
+}
+
 TEXT_TOKENS = 512
 TRAIN_TIMESTEPS = 1000
 

@@ -58,6 +58,14 @@ def test_load_numpy_stays_on_the_host(folder, tree):
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.parametrize("batch_bytes", [1, 2**30])
+def test_stream_gives_one_parameter_after_the_other(folder, tree, monkeypatch, batch_bytes):
+    monkeypatch.setattr(checkpoint, "_BATCH_BYTES", batch_bytes)
+    streamed = dict(checkpoint.stream(folder, "vae"))
+    assert_trees_equal(manifest.nest(streamed), tree)
+    assert all(type(leaf) is np.ndarray for leaf in streamed.values())
+
+
 def test_jax_arrays_can_be_saved_too(tmp_path, tree):
     with checkpoint.draft(tmp_path / "made") as draft:
         draft.add("vae", "vae", {}, "bf16", jax.tree.map(jnp.asarray, tree))
@@ -103,7 +111,7 @@ def edit_manifest(folder, **fields):
 
 def test_a_newer_format_is_refused(folder):
     edit_manifest(folder, format_version=manifest.FORMAT_VERSION + 1)
-    with pytest.raises(UserError, match="checkpoint format 2, this version reads up to 1; update"):
+    with pytest.raises(UserError, match="checkpoint format 3, this version reads up to 2; update"):
         checkpoint.load(folder, "vae")
 
 
@@ -159,7 +167,7 @@ def test_damage_is_named_in_one_line(folder, damage, message):
     "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 5 bytes")]
 )
 def test_too_little_memory_is_not_called_damage(folder, monkeypatch, error):
-    def exhaust(path, abstract):
+    def exhaust(path, abstract, **options):
         raise ValueError("wrapped") from error
 
     monkeypatch.setattr(orbax_trees, "restore_tree", exhaust)

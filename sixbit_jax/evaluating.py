@@ -1,0 +1,229 @@
+"""What `scripts/evaluate.py` does: the same videos under several recipes, measured against those of a reference recipe.
+
+    prompts × seeds --reference recipe--> videos and latents, kept
+                    --each recipe-------> figures (evaluate.comparison), one line of runs.jsonl a video
+                    --> evaluation.json and evaluation.md
+
+A run is known by a key of everything that decides its video: weights, recipe, reference, statistics and settings. What
+is in runs.jsonl under its key is not made again, so an interrupted evaluation goes on where it stopped and one more
+recipe costs only its own videos.
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import platform
+import shlex
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from sixbit_jax import calibrate, checkpoint, cli, outputs, recipes
+from sixbit_jax.components import check_recipe, locate
+from sixbit_jax.errors import UserError
+from sixbit_jax.evaluate.comparison import compare, judge, markdown, summarize
+from sixbit_jax.evaluate.prompts import Prompt, held_out, read_prompts, write_prompts
+from sixbit_jax.pipeline import Result, WanPipeline
+from sixbit_jax.quantizing import gather_statistics
+from sixbit_jax.recipes import Recipe
+
+_OVERRIDES = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "flow_shift", "solver")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One video to make: the same noise under every recipe."""
+
+    prompt: Prompt
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What all runs share. `identity`: of the weights and the statistics."""
+
+    model: str
+    recipes: tuple[Recipe, ...]  # the reference first
+    cases: tuple[Case, ...]
+    overrides: dict[str, Any]
+    statistics: calibrate.StatisticsByComponent | None
+    identity: str
+    folder: Path
+
+    def key(self, recipe: Recipe, case: Case) -> str:
+        """Names a run by everything that decides its figures."""
+        facts = (
+            self.identity,
+            recipes.to_json(recipe),
+            recipes.to_json(self.recipes[0]),
+            self.overrides,
+            dataclasses.asdict(case.prompt),
+            case.seed,
+        )
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+    def reference_file(self, case: Case) -> Path:
+        return self.folder / "reference" / f"{self.key(self.recipes[0], case)}.npz"
+
+
+def evaluate_command(args: argparse.Namespace) -> None:
+    """Run the command."""
+    plan = make_plan(args)
+    if args.write_prompts:
+        write_prompts(args.write_prompts, [case.prompt for case in plan.cases if case.seed == args.first_seed])
+    for recipe in plan.recipes:
+        run_recipe(plan, recipe)
+    print(write_tables(plan, args))
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Everything that can be wrong is looked at here."""
+    chosen = [_with_options(recipes.load(name), args) for name in _names(args)]
+    prompts = held_out(args.held_out) if args.held_out else read_prompts(args.prompts)
+    if args.seeds < 1:
+        raise UserError(f"--seeds {args.seeds}: needs at least 1")
+    outputs.check_writable("--output", args.output / "runs.jsonl")
+    overrides = {name: getattr(args, name) for name in _OVERRIDES if getattr(args, name) is not None}
+    statistics = gather_statistics(args, args.model, chosen[0].dtype)
+    manifest = checkpoint.read_manifest(locate(args.model, chosen[0].dtype))
+    for recipe in chosen:
+        check_recipe(args.model, manifest, recipe, statistics)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    return Plan(
+        model=args.model,
+        recipes=tuple(chosen),
+        cases=tuple(Case(prompt, seed) for prompt in prompts for seed in seeds),
+        overrides=overrides,
+        statistics=statistics,
+        identity=f"{manifest.source.get('fingerprint')} {_digest(statistics)}",
+        folder=args.output,
+    )
+
+
+def run_recipe(plan: Plan, recipe: Recipe) -> None:
+    """Make the videos of a recipe that have no figures yet."""
+    known, is_reference = read_runs(plan.folder), recipe == plan.recipes[0]
+    missing = [
+        case
+        for case in plan.cases
+        if plan.key(recipe, case) not in known or (is_reference and not plan.reference_file(case).exists())
+    ]
+    if not missing:
+        return
+    pipe = WanPipeline.load(plan.model, recipe, statistics=plan.statistics)
+    for case in tqdm(missing, desc=recipe.name, unit="video", dynamic_ncols=True, disable=None):
+        settings = plan.overrides | {"seed": case.seed}
+        result = cli.interruptible(functools.partial(pipe, case.prompt.text, **settings))
+        if is_reference:
+            outputs.write_npz(plan.reference_file(case), {"video": result.video, "latents": result.latents})
+        _append(plan.folder, _line(plan, pipe, case, result))
+
+
+def read_runs(folder: Path) -> dict[str, Any]:
+    """The lines of runs.jsonl by their keys; a line that an interruption cut short is none."""
+    file = folder / "runs.jsonl"
+    runs: dict[str, Any] = {}
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        try:
+            run = json.loads(line)
+        except ValueError:
+            continue
+        runs[run["key"]] = run
+    return runs
+
+
+def write_tables(plan: Plan, args: argparse.Namespace) -> str:
+    """The JSON and the Markdown of all that was asked for, the reference first."""
+    known = read_runs(plan.folder)
+    runs = [[known[plan.key(recipe, case)] for case in plan.cases] for recipe in plan.recipes]
+    summaries = [summarize(recipe.name, each, runs[0]) for recipe, each in zip(plan.recipes, runs, strict=True)]
+    facts = {
+        "command": shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "model": Path(plan.model).name if Path(plan.model).exists() else plan.model,
+        "fingerprint": plan.identity.split()[0],
+        "reference": plan.recipes[0].name,
+        "dtype": args.dtype or "each recipe's own",
+        "prompts": len({case.prompt.text for case in plan.cases}),
+        "seeds": args.seeds,
+        "settings": runs[0][0]["settings"] | {"prompt": None, "seed": None},
+        "device": runs[0][0]["device"],
+        "versions": runs[0][0]["versions"],
+    }
+    data = facts | {"recipes": [dataclasses.asdict(each) for each in summaries]}
+    outputs.write_json(plan.folder / "evaluation.json", data)
+    table = markdown(summaries)
+    outputs.write_text(plan.folder / "evaluation.md", _page(facts, table))
+    return table
+
+
+def _names(args: argparse.Namespace) -> list[str]:
+    asked = [name.strip() for name in args.recipes.split(",") if name.strip()]
+    if not asked:
+        raise UserError("--recipes: names none; give presets or .json files, with commas between them")
+    reference = args.reference or ("f32" if args.dtype == "f32" else "bf16")
+    return list(dict.fromkeys([reference, *asked]))
+
+
+def _with_options(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    if args.text_encoder_recipe and recipe.weights:
+        recipe = recipes.with_text_encoder(recipe, recipes.load(args.text_encoder_recipe))
+    return dataclasses.replace(recipe, dtype=args.dtype or recipe.dtype)
+
+
+def _line(plan: Plan, pipe: WanPipeline, case: Case, result: Result) -> dict[str, Any]:
+    import jax
+
+    with np.load(plan.reference_file(case)) as reference:
+        figures = compare(result.video, result.latents, reference["video"], reference["latents"])
+    bits = np.array([route.bits for route in pipe.recipe.precision.routes])[result.trace.route]
+    figures |= judge(result.video, case.prompt.truth)
+    figures |= {"activation_bits": float(bits.mean()), "skip_rate": float(result.trace.skipped.mean())}
+    return {
+        "key": plan.key(pipe.recipe, case),
+        "recipe": pipe.recipe.name,
+        "prompt": case.prompt.text,
+        "seed": case.seed,
+        "figures": figures,
+        "weight_bytes": pipe.components.weight_bytes(),
+        "dense_bytes": pipe.components.dense_bytes(),
+        "timings_s": {stage: round(seconds, 3) for stage, seconds in result.timings.items()},
+        "settings": result.settings.to_dict(),
+        "device": f"{jax.devices()[0].device_kind}, {platform.machine()}",
+        "versions": {name: metadata.version(name) for name in ("sixbit-jax", "jax", "jaxlib", "flax", "numpy")},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _append(folder: Path, line: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "runs.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _page(facts: dict[str, Any], table: str) -> str:
+    settings = facts["settings"]
+    size = f"{settings['width']}x{settings['height']}, {settings['num_frames']} frames"
+    steps = f"{settings['num_inference_steps']} steps, guidance {settings['guidance_scale']:g}, dtype {facts['dtype']}"
+    runs = f"{facts['prompts']} prompts x {facts['seeds']} seeds, {size}, {steps}"
+    return (
+        f"# {facts['model']}: recipes against {facts['reference']}\n\n{runs}, same noise for every recipe. "
+        f"Means ± standard errors. {facts['device']}, jax {facts['versions']['jax']}.\n\n{table}\n"
+        f"```\n{facts['command']}\n```\n"
+    )
+
+
+def _digest(statistics: calibrate.StatisticsByComponent | None) -> str:
+    if statistics is None:
+        return "none"
+    digest = hashlib.sha256()
+    for component, by_path in sorted(statistics.items()):
+        for path, each in sorted(by_path.items()):
+            digest.update(f"{component}/{path}".encode() + np.asarray(each.absmax).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,109 @@
+"""Our own kernels, on Hopper GPUs: INT8 activations × quantized weights, and NVFP4 weights under few tokens.
+
+    INT8 route    quantize_rows (smoothing, rotation, scales; one pass over x) -> int8_matmul (scales, bias, and the
+                  low-rank branch where there is one, in its epilogue); NVFP4 weights are expanded to INT8 just before
+    A16 route     nvfp4_matmul: weights decoded in registers, where reading them is the cost
+
+Smoothed activations are rounded to bf16 before they are rotated and rounded to INT8, where `xla` keeps f32 in between:
+a few per cent more error than INT8 alone has.
+
+The kernels are imported where they run: Mosaic GPU takes a second to import, and a CPU has no use for it.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from sixbit_jax.formats import Int8Tensor, NVFP4Tensor, QuantizedWeight, to_int8
+from sixbit_jax.linear.spec import LinearSpec
+
+GROUP = 128  # columns that share a rotation, and may share an activation scale
+FEW_TOKENS = 256
+FUSED_K = 256
+
+
+def supports(spec: LinearSpec) -> str | None:
+    return _device(spec) or (_integers(spec) if spec.act == "int8" else _few_tokens(spec))
+
+
+def _device(spec: LinearSpec) -> str | None:
+    if spec.platform != "gpu":
+        return f"runs on a Hopper GPU, this is {spec.platform}"
+    capability = _capability()
+    return (
+        None if capability.startswith("9.") else f"runs on a Hopper GPU, this one has compute capability {capability}"
+    )
+
+
+@functools.cache
+def _capability() -> str:
+    return str(jax.devices("gpu")[0].compute_capability)
+
+
+def _integers(spec: LinearSpec) -> str | None:
+    if not spec.quantized:
+        return f"w is {spec.w}: INT8 activations need a quantized weight"
+    if spec.x != "bfloat16":
+        return f"x is {spec.x}, the quantizing kernel reads bfloat16"
+    if spec.m == 0 or spec.k % GROUP or spec.n % GROUP:
+        return f"{spec.m} x {spec.k} x {spec.n}: k and n must be multiples of {GROUP}, and there must be tokens"
+    if spec.w_groups != 1:
+        return f"the weight has {spec.w_groups} scales a row, the kernel takes one"
+    if spec.act_group not in (None, GROUP):
+        return f"activations share scales in groups of {spec.act_group}, the kernel knows {GROUP}"
+    if spec.rotated not in (None, GROUP):
+        return f"the rotation is {spec.rotated} wide, the kernel's is {GROUP}"
+    return "the weight has zero points" if spec.zero_groups else None
+
+
+def _few_tokens(spec: LinearSpec) -> str | None:
+    if spec.act is not None or spec.w != "nvfp4":
+        return f'activations "{spec.act}" with a weight in {spec.w}: the kernels do INT8, and NVFP4 weights without act'
+    if spec.smooth or spec.rotated or spec.zero_groups or spec.rank:
+        return "an NVFP4 weight with smoothing, rotation or branches, without act"
+    if spec.x != "bfloat16" or not 0 < spec.m <= FEW_TOKENS:
+        return f"{spec.m} tokens of {spec.x}: NVFP4 weights are decoded in registers for 1 to {FEW_TOKENS} of bfloat16"
+    if spec.k % FUSED_K or spec.n % GROUP:
+        return f"{spec.k} x {spec.n}: k must be a multiple of {FUSED_K}, n of {GROUP}"
+    return None
+
+
+def run(
+    x: Float[Array, "... k"], w: QuantizedWeight, bias: Float[Array, " n"] | None, act: str | None
+) -> Float[Array, "... n"]:
+    rows = x.reshape(-1, x.shape[-1])
+    bias = None if bias is None else bias.astype(jnp.float32)
+    y = _run_few_tokens(rows, w.weight, bias) if act is None else _run_integers(rows, w, bias)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _run_few_tokens(x: Array, t: NVFP4Tensor, bias: Array | None) -> Array:
+    from pallas_kernels.nvfp4_matmul import nvfp4_matmul
+
+    return nvfp4_matmul(x, t.packed, t.block_scale, t.tensor_scale, bias=bias, out_dtype=x.dtype)
+
+
+def _run_integers(x: Array, w: QuantizedWeight, bias: Array | None) -> Array:
+    from pallas_kernels.int8_matmul import int8_matmul
+    from pallas_kernels.quantize_rows import quantize_rows
+
+    factor = None if w.smooth is None else 1.0 / w.smooth
+    rounded = quantize_rows(x, factor=factor, rotate=w.rotated is not None, group=w.act_group)
+    # As in `xla`: expanded weights must not be computed out of the step loop, where they would all be kept.
+    codes, stored = lax.optimization_barrier((rounded.codes, w.weight))
+    weight: Int8Tensor = to_int8(stored)
+    branch: dict[str, Any] = {}
+    if w.low_rank is not None:
+        branch = {"gate": jnp.ones(w.shape[0]), "residual": _low_rank(x, factor, w)}
+    return int8_matmul(codes, weight.data, rounded.scale, weight.scale[:, 0], bias=bias, out_dtype=x.dtype, **branch)
+
+
+def _low_rank(x: Array, factor: Array | None, w: QuantizedWeight) -> Array:
+    """(x̂ · downᵀ) · upᵀ in 16 bits."""
+    down, up = (part.astype(x.dtype) for part in w.low_rank)
+    smoothed = x if factor is None else (x.astype(jnp.float32) * factor[None]).astype(x.dtype)
+    return jnp.matmul(jnp.matmul(smoothed, down.T), up.T)
