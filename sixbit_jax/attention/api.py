@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sixbit_jax.attention import cudnn, reference, xla
+from sixbit_jax.attention import cudnn, pallas, reference, xla
 from sixbit_jax.dispatch import Choice, Implementation, choose
 
 
@@ -27,16 +27,18 @@ class AttentionSpec:
     platform: str
 
 
-# In order of preference.
+# In order of preference. The oracle supports everything, so what follows it runs only when named.
 _IMPLEMENTATIONS = {
     "cudnn": Implementation(cudnn.supports, cudnn.run),
     "xla": Implementation(xla.supports, xla.run),
     "reference": Implementation(reference.supports, reference.run),
+    "int8": Implementation(pallas.supports, pallas.run),
+    "int8_pv16": Implementation(pallas.supports, pallas.run_pv16),
 }
 
 
 def implementations() -> tuple[str, ...]:
-    """The names `attention(implementation=…)` takes, fastest first."""
+    """The names `attention(implementation=…)` takes: exact ones, fastest first, then those that round."""
     return tuple(_IMPLEMENTATIONS)
 
 

@@ -61,6 +61,21 @@ def test_cudnn_says_why_it_does_not_run_here(rng):
     assert explain(q, k).rejected[0][0] == "cudnn"
 
 
+@pytest.mark.parametrize(("name", "bound"), [("int8", 0.044), ("int8_pv16", 0.014)])
+def test_int8_runs_anywhere_when_named(rng, name, bound):
+    """Noise, the worst case: the rounding of Q and K, and of the weights and V where they have 8 bits."""
+    q, k, v = (jnp.asarray(rng.standard_normal((1, tokens, 2, 128)), jnp.float32) for tokens in (8, 1100, 1100))
+    expected = attention(q, k, v, valid_keys=1090, implementation="reference")
+    out = attention(q, k, v, valid_keys=1090, implementation=name)
+    assert float(jnp.linalg.norm(out - expected) / jnp.linalg.norm(expected)) < bound
+    assert explain(q, k).name == "xla"
+
+
+def test_int8_says_what_it_needs(rng):
+    with pytest.raises(UnsupportedError, match="head dimension of 128, not 16"):
+        attention(*operands(rng), implementation="int8")
+
+
 def test_impossible_key_counts_are_refused(rng):
     q, k, v = operands(rng)
     with pytest.raises(ValueError, match=r"valid_keys=14 is not within 1\.\.13"):

@@ -1,0 +1,129 @@
+"""The public functions: check, quantize, run the kernel on CUDA and its emulation elsewhere."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from pallas_kernels import checks
+from pallas_kernels.attention_int8 import emulation, kernel_sm90, operands
+from pallas_kernels.attention_int8.config import AttentionConfig, choose_config
+from pallas_kernels.attention_int8.numbers import HEAD, LINEAR_GROUPS
+from pallas_kernels.attention_int8.operands import Operands
+from pallas_kernels.mosaic import device_facts
+
+OP = "attention_int8"
+PV = ("e4m3", "f16", "bf16")
+DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
+
+
+def attention_int8(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    valid_keys: int | None = None,
+    pv: str = "e4m3",
+    return_lse: bool = False,
+    config: AttentionConfig | None = None,
+) -> Any:
+    """softmax(q·kᵀ / √128)·v with Q and K in INT8 and the weights and V in `pv`.
+
+    q (b, s, a, 128); k and v (b, t, a, 128); any s and t. Keys from `valid_keys` on are padding and never seen. Returns
+    (b, s, a, 128) in q's dtype and, with `return_lse`, the natural log-sum-exp of the scores (b, a, s) in f32.
+
+    "e4m3" is fastest and rounds V to three mantissa bits; "f16" and "bf16" keep V. "f16" takes exp2 by a parabola in
+    packed arithmetic, "bf16" by the special unit, which then bounds the speed.
+
+    >>> import jax.numpy as jnp
+    >>> q = jnp.ones((1, 6, 2, 128), jnp.bfloat16)
+    >>> attention_int8(q, q, q, valid_keys=5).shape
+    (1, 6, 2, 128)
+    """
+    valid_keys = _check(q, k, v, valid_keys, config)
+    if pv not in PV:
+        raise ValueError(f'{OP}: pv is "{pv}", expected one of {PV}')
+    quantize = functools.partial(operands.quantize, valid_keys=valid_keys, pv=pv)
+    out, lse = _run(q, k, v, valid_keys, ("s8", pv), quantize, return_lse, config)
+    if not return_lse:
+        return out
+    # The kernel saw scores without those of the mean key.
+    mean = k[:, :valid_keys].astype(jnp.float32).mean(1)
+    left_out = jnp.einsum("bsac,bac->bas", q.astype(jnp.float32), mean, precision=lax.Precision.HIGHEST)
+    return out, lse + left_out * HEAD**-0.5
+
+
+def attention_bf16(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    valid_keys: int | None = None,
+    return_lse: bool = False,
+    config: AttentionConfig | None = None,
+) -> Any:
+    """The same kernel on bf16 operands: what quantizing is compared with. Arguments as `attention_int8`."""
+    valid_keys = _check(q, k, v, valid_keys, config)
+    out, lse = _run(q, k, v, valid_keys, ("bf16", "bf16"), operands.as_bf16, return_lse, config)
+    return (out, lse) if return_lse else out
+
+
+def _run(
+    q: Array,
+    k: Array,
+    v: Array,
+    valid_keys: int,
+    kinds: tuple[str, str],
+    prepare: Callable[..., Operands],
+    with_lse: bool,
+    config: AttentionConfig | None,
+) -> tuple[Array, Array | None]:
+    queries, heads = q.shape[1:3]
+    if config is None:
+        config = choose_config(queries, valid_keys, heads, kinds=kinds, kind=device_facts()[0])
+    static = dict(heads=heads, queries=queries, valid_keys=valid_keys, config=config, with_lse=with_lse)
+
+    def whole(q: Array, k: Array, v: Array) -> tuple[Array, ...]:
+        prepared = prepare(q, k, v, config=config)
+        kernel = lambda *x: _present(kernel_sm90.run(Operands(*x), **static))
+        emulated = lambda *x: _present(emulation.run(Operands(*x), **static))
+        return lax.platform_dependent(*prepared, cuda=kernel, default=emulated)
+
+    # One call a batch member: the kernel's grid is its own.
+    out, *lse = jax.custom_batching.sequential_vmap(whole)(q, k, v)
+    return out.astype(q.dtype), lse[0].reshape(q.shape[0], heads, queries) if lse else None
+
+
+def _present(results: tuple[Array | None, ...]) -> tuple[Array, ...]:
+    return tuple(x for x in results if x is not None)
+
+
+def _check(q: Array, k: Array, v: Array, valid_keys: int | None, config: AttentionConfig | None) -> int:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        checks.check_dtype(OP, name, x, *DTYPES)
+        checks.check_rank(OP, name, x, 4)
+        if 0 in x.shape:
+            raise ValueError(f"{OP}: {name} is empty (shape {x.shape})")
+        if x.shape[3] != HEAD:
+            raise ValueError(f"{OP}: {name} has head dimension {x.shape[3]}, expected {HEAD}")
+    checks.check_shape(OP, "k", k, (q.shape[0], k.shape[1], *q.shape[2:]))
+    checks.check_shape(OP, "v", v, k.shape)
+    valid_keys = k.shape[1] if valid_keys is None else valid_keys
+    if not 0 < valid_keys <= k.shape[1]:
+        raise ValueError(f"{OP}: valid_keys = {valid_keys} is not within 1..{k.shape[1]}")
+    if config is not None:
+        _check_config(config)
+    return valid_keys
+
+
+def _check_config(config: AttentionConfig) -> None:
+    checks.check_multiple(OP, "config.block_kv", config.block_kv, 32)
+    if config.block_kv > 256:
+        raise ValueError(f"{OP}: config.block_kv = {config.block_kv}, expected at most 256: one wgmma")
+    if config.stages < 1 or config.cluster not in (1, 2):
+        raise ValueError(f"{OP}: config has stages {config.stages}, cluster {config.cluster}: expected ≥ 1 and 1 or 2")
+    if not 0 <= config.linear <= LINEAR_GROUPS or not 0 <= config.tail <= 3:
+        raise ValueError(f"{OP}: config has linear {config.linear}, tail {config.tail}: expected 0..4 and 0..3")

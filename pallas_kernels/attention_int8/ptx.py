@@ -1,0 +1,230 @@
+"""Registers and inline PTX inside a Pallas kernel: the one place here that touches Mosaic GPU's insides.
+
+Pallas offers no product whose left operand was made in 8-bit registers, nothing that keeps two products in one asm
+statement, and no packed conversions; so the inner loop works on a thread's own registers. A bag is such a list of
+registers on its way through Pallas values: its array shape means nothing, only the number of registers a thread holds.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.mosaic.gpu import fragmented_array as fa
+from jax.experimental.mosaic.gpu import utils
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, llvm
+
+from pallas_kernels.mosaic import WARPGROUP
+
+Value = Any
+# The letters of PTX constraints: an integer, a float, an address.
+_TYPES: dict[str, Callable[[], Any]] = {
+    "r": lambda: ir.IntegerType.get_signless(32),
+    "f": lambda: ir.F32Type.get(),
+    "l": lambda: ir.IntegerType.get_signless(64),
+}
+_DTYPES = {"r": jnp.int32, "f": jnp.float32}
+SCALAR = plgpu.Layout.WG_SPLAT(())
+REF = plgpu.RefType()
+
+
+# Bags.
+
+
+def bag(count: int, kind: str) -> Any:
+    """The type of `count` registers a thread."""
+    layout = plgpu.Layout.WG_STRIDED((count * WARPGROUP,), vec_size=1)
+    return plgpu.ShapeDtypeStruct((count * WARPGROUP,), _DTYPES[kind], layout=layout)
+
+
+def unpack(array: fa.FragmentedArray) -> list[Value]:
+    return [_scalar(register) for register in array.registers.flat]
+
+
+def pack(registers: Sequence[Value], kind: str) -> fa.FragmentedArray:
+    vectors = np.array([_vector([register], kind) for register in registers], dtype=object)
+    layout = fa.WGStridedFragLayout((len(vectors) * WARPGROUP,), vec_size=1)
+    return fa.FragmentedArray(_registers=vectors, _layout=layout, _is_signed=True if kind == "r" else None)
+
+
+def accumulator(registers: Sequence[Value], columns: int) -> fa.FragmentedArray:
+    """The registers of a 64-row f32 product as an array that Pallas can store."""
+    pairs = np.empty(len(registers) // 2, dtype=object)
+    for i in range(len(pairs)):
+        pairs[i] = _vector(registers[2 * i : 2 * i + 2], "f")
+    shaped = pairs.reshape(fa.WGMMA_LAYOUT.registers_shape((64, columns)))
+    return fa.FragmentedArray(_registers=shaped, _layout=fa.WGMMA_LAYOUT, _is_signed=None)
+
+
+def _vector(registers: Sequence[Value], kind: str) -> Value:
+    vector = llvm.mlir_undef(ir.VectorType.get((len(registers),), _TYPES[kind]()))
+    for i, register in enumerate(registers):
+        vector = llvm.insertelement(vector, register, constant(i, "r"))
+    return vector
+
+
+def _scalar(register: Value) -> Value:
+    if isinstance(register.type, ir.VectorType):
+        return llvm.extractelement(register, constant(0, "r"))
+    return register
+
+
+# Instructions.
+
+
+def emit(
+    text: str,
+    out: str = "",
+    ins: Sequence[tuple[str, Value]] = (),
+    tied: Sequence[tuple[str, Value]] = (),
+    volatile: bool = False,
+) -> list[Value]:
+    """Inline PTX. `out` lists the kinds of fresh outputs, `tied` are registers read and written.
+
+    In the text `{o[i]}`, `{t[i]}` and `{i[i]}` name fresh outputs, tied registers and inputs. Returns the outputs,
+    fresh ones first.
+    """
+    kinds = list(out) + [kind for kind, _ in tied]
+    fresh, both = len(out), len(tied)
+    names = {
+        "o": [f"${i}" for i in range(fresh)],
+        "t": [f"${fresh + i}" for i in range(both)],
+        "i": [f"${fresh + 2 * both + i}" for i in range(len(ins))],
+    }
+    constraints = [f"={kind}" for kind in kinds]
+    constraints += [str(fresh + i) for i in range(both)] + [kind for kind, _ in ins]
+    types = [_TYPES[kind]() for kind in kinds]
+    asm = llvm.inline_asm(
+        _result_type(types),
+        [value for _, value in tied] + [value for _, value in ins],
+        text.format(**names),
+        ",".join(constraints),
+        asm_dialect=0,
+        has_side_effects=volatile,
+    )
+    if len(types) <= 1:
+        return [asm] if types else []
+    return [llvm.extractvalue(kind, asm, [i]) for i, kind in enumerate(types)]
+
+
+def _result_type(types: list[Any]) -> Any:
+    if not types:
+        return ir.Type.parse("!llvm.void")
+    return types[0] if len(types) == 1 else llvm.StructType.get_literal(types)
+
+
+def op(text: str, out: str, *ins: tuple[str, Value]) -> Value:
+    """A pure instruction, or a few, with one result."""
+    return emit(text, out, ins)[0]
+
+
+def constant(x: float, kind: str) -> Value:
+    return arith.constant(_TYPES["r"](), x) if kind == "r" else utils.c(x, _TYPES[kind]())
+
+
+def fma(x: Value, scale: Value, offset: Value) -> Value:
+    return op("fma.rn.f32 {o[0]}, {i[0]}, {i[1]}, {i[2]};", "f", ("f", x), ("f", scale), ("f", offset))
+
+
+def fma_f16x2(x: Value, scale: Value, offset: Value) -> Value:
+    return op("fma.rn.f16x2 {o[0]}, {i[0]}, {i[1]}, {i[2]};", "r", ("r", x), ("r", scale), ("r", offset))
+
+
+def add_f16x2(x: Value, y: Value) -> Value:
+    return op("add.rn.f16x2 {o[0]}, {i[0]}, {i[1]};", "r", ("r", x), ("r", y))
+
+
+def twice_f16(x: float) -> Value:
+    """The same f16 in both halves of a register."""
+    return constant(int(np.float16(x).view(np.uint16)) * 0x10001 - (1 << 32 if x < 0 else 0), "r")
+
+
+def multiply(x: Value, y: Value) -> Value:
+    return op("mul.rn.f32 {o[0]}, {i[0]}, {i[1]};", "f", ("f", x), ("f", y))
+
+
+def add(x: Value, y: Value, kind: str = "f") -> Value:
+    name = {"f": "rn.f32", "r": "s32"}[kind]
+    return op(f"add.{name} {{o[0]}}, {{i[0]}}, {{i[1]}};", kind, (kind, x), (kind, y))
+
+
+def subtract(x: Value, y: Value) -> Value:
+    return op("sub.rn.f32 {o[0]}, {i[0]}, {i[1]};", "f", ("f", x), ("f", y))
+
+
+def maximum(x: Value, y: Value, kind: str) -> Value:
+    name = {"r": "s32", "f": "f32"}[kind]
+    return op(f"max.{name} {{o[0]}}, {{i[0]}}, {{i[1]}};", kind, (kind, x), (kind, y))
+
+
+def to_float(x: Value) -> Value:
+    return op("cvt.rn.f32.s32 {o[0]}, {i[0]};", "f", ("r", x))
+
+
+def exp2(x: Value) -> Value:
+    """The special unit's exp2 alone; without ftz it takes three more instructions, for subnormals."""
+    return op("ex2.approx.ftz.f32 {o[0]}, {i[0]};", "f", ("f", x))
+
+
+def log2(x: Value) -> Value:
+    return op("lg2.approx.f32 {o[0]}, {i[0]};", "f", ("f", x))
+
+
+def reciprocal(x: Value) -> Value:
+    return op("rcp.approx.f32 {o[0]}, {i[0]};", "f", ("f", x))
+
+
+def across_lanes(x: Value, kind: str, combine: Callable[[Value, Value], Value]) -> Value:
+    """Over the four lanes that share a row of a product."""
+    for distance in (1, 2):
+        text = f"shfl.sync.bfly.b32 {{o[0]}}, {{i[0]}}, {distance}, 31, 0xffffffff;"
+        x = combine(x, emit(text, kind, [(kind, x)], volatile=True)[0])
+    return x
+
+
+# Where a thread is, and memory.
+
+
+def thread_row() -> Value:
+    """The first of a thread's two rows of a product; the second is eight further."""
+    text = (
+        "{{ .reg .b32 a, b; mov.u32 a, %tid.x; shr.u32 b, a, 5; and.b32 b, b, 3; shl.b32 b, b, 4; "
+        "and.b32 a, a, 31; shr.u32 a, a, 2; add.u32 {o[0]}, a, b; }}"
+    )
+    return op(text, "r")
+
+
+def thread_column() -> Value:
+    """Which of the four lanes of a row a thread is: it holds two columns of every eight."""
+    return op("{{ .reg .b32 a; mov.u32 a, %tid.x; and.b32 {o[0]}, a, 3; }}", "r")
+
+
+def load_global(ref: Value, offset: Value) -> Value:
+    """An f32 of an array in device memory, `offset` values from its start."""
+    text = (
+        "{{ .reg .b64 p; mul.wide.s32 p, {i[1]}, 4; add.s64 p, p, {i[0]}; cvta.to.global.u64 p, p; "
+        "ld.global.b32 {o[0]}, [p]; }}"
+    )
+    return emit(text, "f", [("l", _address(ref)), ("r", offset)], volatile=True)[0]
+
+
+def store_global(ref: Value, offset: Value, x: Value, here: Value) -> None:
+    """Store an f32 where the predicate `here` (an integer) is not zero."""
+    text = (
+        "{{ .reg .b64 p; .reg .pred q; setp.ne.s32 q, {i[3]}, 0; mul.wide.s32 p, {i[1]}, 4; add.s64 p, p, {i[0]}; "
+        "cvta.to.global.u64 p, p; @q st.global.b32 [p], {i[2]}; }}"
+    )
+    emit(text, "", [("l", _address(ref)), ("r", offset), ("f", x), ("r", here)], volatile=True)
+
+
+def descriptor(ref: Value, *, stride: int, leading: int = 0, swizzle: int) -> Value:
+    """What wgmma reads of a matrix in shared memory: byte strides between cores of eight lines, along both axes."""
+    fields = (leading >> 4) << 16 | (stride >> 4) << 32 | {128: 1, 64: 2, 32: 3}[swizzle] << 62
+    text = "{{ .reg .b64 a; shr.u64 a, {i[0]}, 4; and.b64 a, a, 0x3fff; or.b64 {o[0]}, a, " + hex(fields) + "; }}"
+    return op(text, "l", ("l", _address(ref)))
+
+
+def _address(ref: Value) -> Value:
+    return llvm.ptrtoint(_TYPES["l"](), utils.memref_ptr(ref))

@@ -1,0 +1,85 @@
+"""What every kernel asks of Mosaic GPU, in words that hold for jax 0.10 and 0.11 alike."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+WARPGROUP = 128  # threads; what Pallas calls a thread here is one warpgroup
+H200_SMS = 132
+
+
+def launch(
+    body: Callable[..., None],
+    out_type: Any,
+    *,
+    sms: int,
+    warpgroups: int,
+    cluster: int = 1,
+    approx_math: bool = False,
+    interpret: Any = None,
+) -> Callable[..., Any]:
+    """A persistent kernel: one CTA an SM, axes "grid", "cluster" and "wg"."""
+    return plgpu.kernel(
+        body,
+        out_type=out_type,
+        grid=(sms // cluster,),
+        grid_names=("grid",),
+        cluster=(cluster,),
+        cluster_names=("cluster",),
+        num_threads=warpgroups,
+        thread_name="wg",
+        # The default differs between the two versions.
+        compiler_params=plgpu.CompilerParams(
+            approx_math=approx_math, lowering_semantics=plgpu.LoweringSemantics.Warpgroup
+        ),
+        **({} if interpret is None else {"interpret": interpret}),
+    )
+
+
+def launch_grid(
+    body: Callable[..., None], out_type: Any, *, grid: dict[str, int], warpgroups: int, interpret: Any = None
+) -> Callable[..., Any]:
+    """One CTA a grid point, as many on an SM as fit; the grid's axes by name, and "wg"."""
+    return plgpu.kernel(
+        body,
+        out_type=out_type,
+        grid=tuple(grid.values()),
+        grid_names=tuple(grid),
+        num_threads=warpgroups,
+        thread_name="wg",
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        **({} if interpret is None else {"interpret": interpret}),
+    )
+
+
+def swizzled(columns: int, dtype: Any) -> tuple[Any, ...]:
+    """Shared-memory layout of a matrix that TMA fills and wgmma reads: rows of at most 128 bytes, swizzled."""
+    bits = 8 * jnp.dtype(dtype).itemsize
+    swizzle = plgpu.find_swizzle(columns * bits)
+    return (plgpu.TilingTransform((8, 8 * swizzle // bits)), plgpu.SwizzleTransform(swizzle))
+
+
+_INDEX_IS_REQUIRED = inspect.signature(plgpu.load).parameters["idx"].default is inspect.Parameter.empty
+
+
+def load(ref: Any, layout: Any) -> jax.Array:
+    """A shared-memory ref into registers, in a named layout. jax 0.10 wants an index, 0.11 deprecates it."""
+    return plgpu.load(ref, *([()] if _INDEX_IS_REQUIRED else []), layout=layout)
+
+
+@functools.cache
+def device_facts() -> tuple[str, int]:
+    """(kind, number of SMs) of the GPU programs are built for; without one, those of the GPU this was tuned on."""
+    if jax.default_backend() != "gpu":
+        return "NVIDIA H200", H200_SMS
+    device = jax.devices()[0]
+    return device.device_kind, device.core_count
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)

@@ -1,0 +1,48 @@
+"""INT8 attention on a Hopper GPU (`pallas_kernels.attention_int8`); elsewhere its emulation, the same numbers slowly.
+
+It changes the result, so it is only ever chosen by name: "int8" for the fastest, "int8_pv16" to keep V in 16 bits.
+"""
+
+from typing import TYPE_CHECKING
+
+import jax
+from jaxtyping import Array, Float
+
+if TYPE_CHECKING:
+    from sixbit_jax.attention.api import AttentionSpec
+
+HEAD_DIM = 128
+# Cross-attention reads few keys: eight bits of V would save next to nothing of a forward and cost most of its error.
+FEW_KEYS = 1024
+
+
+def supports(spec: "AttentionSpec") -> str | None:
+    if spec.head_dim != HEAD_DIM:
+        return f"takes a head dimension of {HEAD_DIM}, not {spec.head_dim}"
+    if spec.dtype not in ("bfloat16", "float16", "float32"):
+        return f"takes bfloat16, float16 or float32, not {spec.dtype}"
+    if spec.platform == "gpu" and (capability := jax.devices()[0].compute_capability) != "9.0":
+        return f"needs a Hopper GPU (compute capability 9.0), this is {capability}"
+    return None
+
+
+def run(
+    q: Float[Array, "b q a c"], k: Float[Array, "b k a c"], v: Float[Array, "b k a c"], valid_keys: int
+) -> Float[Array, "b q a c"]:
+    """V and the weights in e4m3, but 16 bits where keys are few."""
+    return _run(q, k, v, valid_keys, "bf16" if valid_keys <= FEW_KEYS else "e4m3")
+
+
+def run_pv16(
+    q: Float[Array, "b q a c"], k: Float[Array, "b k a c"], v: Float[Array, "b k a c"], valid_keys: int
+) -> Float[Array, "b q a c"]:
+    return _run(q, k, v, valid_keys, "bf16")
+
+
+def _run(
+    q: Float[Array, "b q a c"], k: Float[Array, "b k a c"], v: Float[Array, "b k a c"], valid_keys: int, pv: str
+) -> Float[Array, "b q a c"]:
+    # Here, not above: Mosaic GPU takes most of a second to import.
+    from pallas_kernels.attention_int8 import attention_int8
+
+    return attention_int8(q, k, v, valid_keys=valid_keys, pv=pv)
