@@ -1,0 +1,182 @@
+"""Attention at the token counts of Wan 1.3B and 14B, next to cuDNN bf16 (JAX) and torch's FlashAttention-2.
+
+The kernel's time is counted alone ("ours") and with its prologue, which is XLA's ("ours with prologue").
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.kernels.measure import attempt, milliseconds, relative_error
+from pallas_kernels.attention_int8 import AttentionConfig, attention_bf16, attention_int8, kernel_sm90, operands
+from pallas_kernels.attention_int8.config import TABLE, case_name, choose_config
+from pallas_kernels.attention_int8.numbers import HEAD
+from pallas_kernels.attention_int8.operands import Operands
+from pallas_kernels.mosaic import device_facts
+
+NAME = "attention_int8"
+TOKENS = {"480p": 32760, "720p": 75600}
+HEADS = {"1.3B": 12, "14B": 40}
+PROMPT = 512
+KINDS = {
+    "int8": ("s8", "e4m3"),
+    "int8, bf16 V": ("s8", "bf16"),
+    "int8, f16 V": ("s8", "f16"),
+    "bf16": ("bf16", "bf16"),
+}
+COLUMNS = ("case", "variant", "ms", "TFLOP/s", "vs cuDNN bf16", "vs torch FA2", "with prologue, ms", "error", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    name: str
+    heads: int
+    queries: int
+    keys: int
+    variant: str = "int8"
+
+
+def cases() -> list[Case]:
+    found = []
+    for tokens, s in TOKENS.items():
+        for model, heads in HEADS.items():
+            found += [Case(f"{model} self {tokens}", heads, s, s)]
+            found += [Case(f"{model} cross {tokens}", heads, s, PROMPT, variant) for variant in list(KINDS)[:2]]
+    found += [Case("1.3B self 480p", 12, 32760, 32760, variant) for variant in list(KINDS)[1:]]
+    return found
+
+
+def measure(case: Case, bandwidth: float) -> dict[str, Any]:
+    q, k, v = random_operands(case)
+    config = choose(case)
+    prepared = jax.jit(functools.partial(prepare, case, config=config))(q, k, v)
+    kernel = jax.jit(functools.partial(run_kernel, case, config=config))
+    whole = jax.jit(functools.partial(run_whole, case))
+    ours = {"ours": lambda: kernel(*prepared), "ours with prologue": lambda: whole(q, k, v)}
+    runs, reasons = dict(ours), {}
+    for name, peer in peers(q, k, v).items():
+        run, reason = attempt(peer)
+        if run is None:
+            reasons[name] = reason
+        else:
+            runs[name] = run
+    ms = milliseconds(runs)
+    out = whole(q, k, v)
+    flop = 4 * case.heads * case.queries * case.keys * HEAD
+    return {
+        **dataclasses.asdict(case),
+        "config": dataclasses.asdict(config),
+        "ms": {name: round(value, 4) for name, value in ms.items()},
+        "tflops": round(flop / ms["ours"] * 1e-9, 1),
+        "ratio": {name: round(value / ms["ours"], 3) for name, value in ms.items() if name not in ours},
+        **spot_error(q, k, v, out),
+        "same twice": bool((out == whole(q, k, v)).all()),
+        "not run": reasons,
+    }
+
+
+def row(result: dict[str, Any]) -> tuple[Any, ...]:
+    ratio = lambda name: f"{result['ratio'][name]:.2f}x" if name in result["ratio"] else "-"
+    return (
+        f"{result['name']} ({result['heads']} x {result['queries']} x {result['keys']})",
+        result["variant"],
+        f"{result['ms']['ours']:.3f}",
+        f"{result['tflops']:.0f}",
+        ratio("cuDNN bf16"),
+        ratio("torch FA2"),
+        f"{result['ms']['ours with prologue']:.3f}",
+        f"{result['error']:.1e}",
+        f"{result['cosine']:.5f}",
+    )
+
+
+def random_operands(case: Case) -> tuple[Any, ...]:
+    """(b, tokens, heads, 128) in bf16. Scores of unit variance: a softmax that averages, where rounding shows most."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    tokens = (case.queries, case.keys, case.keys)
+    make = lambda key, n: jax.random.normal(key, (1, n, case.heads, HEAD), jnp.bfloat16)
+    return tuple(make(key, n) for key, n in zip(keys, tokens, strict=True))
+
+
+def choose(case: Case) -> AttentionConfig:
+    kind = device_facts()[0]
+    return choose_config(case.queries, case.keys, case.heads, kinds=KINDS[case.variant], kind=kind)
+
+
+def prepare(case: Case, q, k, v, *, config: AttentionConfig) -> Operands:
+    if case.variant == "bf16":
+        return operands.as_bf16(q, k, v, config=config)
+    return operands.quantize(q, k, v, valid_keys=case.keys, pv=KINDS[case.variant][1], config=config)
+
+
+def run_kernel(case: Case, *prepared, config: AttentionConfig):
+    static = dict(heads=case.heads, queries=case.queries, valid_keys=case.keys, with_lse=False)
+    return kernel_sm90.run(Operands(*prepared), config=config, **static)[0]
+
+
+def run_whole(case: Case, q, k, v, config: AttentionConfig | None = None):
+    if case.variant == "bf16":
+        return attention_bf16(q, k, v, config=config)
+    return attention_int8(q, k, v, pv=KINDS[case.variant][1], config=config)
+
+
+def peers(q, k, v) -> dict[str, Any]:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    cudnn = jax.jit(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"))
+    heads_first = [torch.from_dlpack(x).transpose(1, 2).contiguous() for x in (q, k, v)]
+
+    def flash():
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return torch.nn.functional.scaled_dot_product_attention(*heads_first)
+
+    return {"cuDNN bf16": lambda: cudnn(q, k, v), "torch FA2": flash}
+
+
+def spot_error(q, k, v, out) -> dict[str, float]:
+    """Of some queries of one head in float64, the ragged end included."""
+    rows = np.unique(
+        np.concatenate([np.random.default_rng(0).integers(0, q.shape[1], 24), q.shape[1] - 1 - np.arange(8)])
+    )
+    head = q.shape[2] - 1
+    q, k, v, out = (np.asarray(x[0, :, head].astype(jnp.float32), np.float64) for x in (q[:, rows], k, v, out[:, rows]))
+    scores = q @ k.T * HEAD**-0.5
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    exact = weights / weights.sum(-1, keepdims=True) @ v
+    cosine = float((exact * out).sum() / np.linalg.norm(exact) / np.linalg.norm(out))
+    return {"error": relative_error(out, exact), "cosine": cosine}
+
+
+# Tuning.
+
+
+def table_key(case: Case) -> tuple[Any, str]:
+    return TABLE, case_name(case.queries, case.keys, case.heads, kinds=KINDS[case.variant])
+
+
+def candidates(case: Case) -> list[AttentionConfig]:
+    config = functools.partial(AttentionConfig)
+    if case.variant == "bf16":
+        return [config(block_kv=128, cluster=c, tail=1, turns=turns) for c in (1, 2) for turns in (True, False)]
+    if case.variant != "int8":
+        shapes = ((192, 2), (128, 2), (128, 3))
+        return [config(block_kv=kv, stages=s, cluster=c) for kv, s in shapes for c in (1, 2)]
+    shapes = ((224, 2), (224, 3), (192, 2), (192, 3), (128, 3))
+    found = [config(block_kv=kv, stages=s, cluster=c) for kv, s in shapes for c in (1, 2)]
+    found += [config(stages=s, tail=tail) for s in (2, 3) for tail in (1, 3)]
+    return found + [config(stages=s, linear=linear) for s in (2, 3) for linear in (2, 3)] + [config(turns=False)]
+
+
+def timed(case: Case, config: AttentionConfig) -> float:
+    q, k, v = random_operands(case)
+    error = spot_error(q, k, v, jax.jit(functools.partial(run_whole, case, config=config))(q, k, v))
+    if not error["cosine"] > 0.999:
+        raise ValueError(f"wrong result: cosine {error['cosine']:.5f}")
+    prepared = jax.jit(functools.partial(prepare, case, config=config))(q, k, v)
+    kernel = jax.jit(functools.partial(run_kernel, case, config=config))
+    return milliseconds({"ours": lambda: kernel(*prepared)}, rounds=3)["ours"]

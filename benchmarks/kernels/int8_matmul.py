@@ -1,0 +1,199 @@
+"""INT8 matmul at the linears of Wan 1.3B and 14B, next to torch bf16, `_int_mm`, FP8 and XLA."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from benchmarks.kernels.measure import attempt, milliseconds, relative_error
+from pallas_kernels.int8_matmul import Int8MatmulConfig, int8_matmul
+from pallas_kernels.int8_matmul.config import TABLE, case_name
+
+NAME = "int8_matmul"
+TOKENS = {"480p": 32760, "720p": 75600}
+LINEARS = {
+    "1.3B": {"qkv": (1536, 4608), "o": (1536, 1536), "ffn in": (1536, 8960), "ffn out": (8960, 1536)},
+    "14B": {"qkv": (5120, 15360), "o": (5120, 5120), "ffn in": (5120, 13824), "ffn out": (13824, 5120)},
+}
+COLUMNS = ("case", "variant", "ms", "TFLOP/s", "vs torch bf16", "vs fp8 row-wise", "vs XLA int8", "error")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    name: str
+    m: int
+    k: int
+    n: int
+    variant: str = "plain"  # plain, gelu, gated or grouped
+
+
+def cases() -> list[Case]:
+    found = []
+    for tokens, m in TOKENS.items():
+        for model, linears in LINEARS.items():
+            for linear, (k, n) in linears.items():
+                found.append(Case(f"{model} {linear} {tokens}", m, k, n))
+                follows = {"ffn in": "gelu", "o": "gated", "ffn out": "gated"}.get(linear)
+                if follows and tokens == "480p":
+                    found.append(Case(f"{model} {linear} {tokens}", m, k, n, follows))
+    found += [dataclasses.replace(c, variant="grouped") for c in found if c.variant == "plain" and c.m == 32760]
+    return found
+
+
+def measure(case: Case, bandwidth: float) -> dict[str, Any]:
+    operands = random_operands(case)
+    kernel = jax.jit(functools.partial(run_kernel, case))
+    runs = {"ours": lambda: kernel(*operands), **peers(case, operands)}
+    reasons = {}
+    for name in list(runs):
+        run, reason = attempt(runs[name])
+        if run is None:
+            reasons[name] = reason
+            del runs[name]
+    ms = milliseconds(runs)
+    flop = 2 * case.m * case.k * case.n
+    return {
+        **dataclasses.asdict(case),
+        "ms": {name: round(value, 4) for name, value in ms.items()},
+        "tflops": round(flop / ms["ours"] * 1e-9, 1),
+        "ratio": {name: round(value / ms["ours"], 3) for name, value in ms.items() if name != "ours"},
+        "error": spot_error(case, operands, kernel(*operands)),
+        "not run": reasons,
+    }
+
+
+def row(result: dict[str, Any]) -> tuple[Any, ...]:
+    ratio = lambda name: f"{result['ratio'][name]:.2f}x" if name in result["ratio"] else "-"
+    return (
+        f"{result['name']} ({result['m']} x {result['k']} x {result['n']})",
+        result["variant"],
+        f"{result['ms']['ours']:.3f}",
+        f"{result['tflops']:.0f}",
+        ratio("torch bf16"),
+        ratio("torch fp8 row-wise"),
+        ratio("XLA int8"),
+        f"{result['error']:.1e}",
+    )
+
+
+def random_operands(case: Case) -> tuple[Any, ...]:
+    keys = jax.random.split(jax.random.key(0), 7)
+    m, k, n = case.m, case.k, case.n
+    x = jax.random.randint(keys[0], (m, k), -127, 128, jnp.int8)
+    w = jax.random.randint(keys[1], (n, k), -127, 128, jnp.int8)
+    scales = (m, k // 128) if case.variant == "grouped" else (m,)
+    x_scale = jax.random.uniform(keys[2], scales, jnp.float32, 0.5, 1.5) / 128
+    w_scale = jax.random.uniform(keys[3], (n,), jnp.float32, 0.5, 1.5) / (128 * k**0.5)
+    bias = jax.random.normal(keys[4], (n,))
+    gate = jax.random.normal(keys[5], (n,)) if case.variant == "gated" else None
+    residual = jax.random.normal(keys[6], (m, n), jnp.bfloat16) if case.variant == "gated" else None
+    return x, w, x_scale, w_scale, bias, gate, residual
+
+
+def run_kernel(case: Case, x, w, x_scale, w_scale, bias, gate, residual, config=None):
+    activation = "gelu_tanh" if case.variant == "gelu" else None
+    bias = None if case.variant in ("plain", "grouped") else bias
+    return int8_matmul(
+        x, w, x_scale, w_scale, bias=bias, activation=activation, gate=gate, residual=residual, config=config
+    )
+
+
+def run_xla(case: Case, x, w, x_scale, w_scale, bias, gate, residual):
+    """What XLA makes of the same expression, its own fusions included."""
+    y = lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32).astype(jnp.float32)
+    y = y * x_scale[:, None] * w_scale[None]
+    if case.variant == "gelu":
+        y = jax.nn.gelu(y + bias[None], approximate=True)
+    if case.variant == "gated":
+        y = residual.astype(jnp.float32) + gate[None] * (y + bias[None])
+    return y.astype(jnp.bfloat16)
+
+
+def peers(case: Case, operands) -> dict[str, Any]:
+    import torch
+
+    x, w, _, w_scale = (torch.from_dlpack(a) for a in operands[:4])
+    x16, w16 = torch.randn_like(x, dtype=torch.bfloat16), torch.randn_like(w, dtype=torch.bfloat16)
+    x8, w8 = x16.to(torch.float8_e4m3fn), w16.to(torch.float8_e4m3fn)
+    rows, one = torch.rand(case.m, 1, device="cuda"), torch.ones((), device="cuda")
+    scaled = functools.partial(torch._scaled_mm, x8, w8.T, out_dtype=torch.bfloat16)
+    runs = {
+        "torch bf16": lambda: x16 @ w16.T,
+        "torch _int_mm": lambda: torch._int_mm(x, w.T),
+        "torch fp8 row-wise": lambda: scaled(scale_a=rows, scale_b=w_scale[None]),
+        "torch fp8 tensor-wise": lambda: scaled(scale_a=one, scale_b=one, use_fast_accum=True),
+    }
+    if case.variant != "grouped":
+        xla = jax.jit(functools.partial(run_xla, case))
+        runs["XLA int8"] = lambda: xla(*operands)
+    return runs
+
+
+def spot_error(case: Case, operands, result) -> float:
+    """Relative error of some rows to the same sum in int64 and float64."""
+    x, w, x_scale, w_scale, bias, gate, residual = (None if a is None else np.asarray(a) for a in _on_rows(operands))
+    blocks = range(0, case.k, 128)
+    if case.variant == "grouped":
+        parts = [_exact(x[:, i : i + 128], w[:, i : i + 128]) * x_scale[:, i // 128, None] for i in blocks]
+        y = sum(parts) * w_scale[None]
+    else:
+        y = _exact(x, w) * x_scale[:, None].astype(np.float64) * w_scale[None]
+    if case.variant == "gelu":
+        y = y + bias
+        y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+    if case.variant == "gated":
+        y = residual.astype(np.float64) + gate * (y + bias)
+    return relative_error(result[_rows(case.m)].astype(jnp.float32), y)
+
+
+def _exact(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """s8 products summed in float64: every partial sum is an integer below 2^53, so exactly as in int64, and faster."""
+    return x.astype(np.float64) @ w.astype(np.float64).T
+
+
+def _rows(m: int) -> np.ndarray:
+    """Some of everywhere, the ragged end included."""
+    return np.unique(np.concatenate([np.random.default_rng(0).integers(0, m, 24), np.arange(max(m - 8, 0), m)]))
+
+
+def _on_rows(operands) -> Iterator[Any]:
+    x, w, x_scale, w_scale, bias, gate, residual = operands
+    rows = _rows(x.shape[0])
+    yield from (x[rows], w, x_scale[rows], w_scale, bias, gate)
+    yield None if residual is None else residual[rows].astype(jnp.float32)
+
+
+# Tuning.
+
+
+def table_key(case: Case) -> tuple[Any, str]:
+    grouped, gated = case.variant == "grouped", case.variant == "gated"
+    return TABLE, case_name(case.m, case.k, case.n, grouped=grouped, gated=gated)
+
+
+def candidates(case: Case) -> list[Int8MatmulConfig]:
+    config = Int8MatmulConfig
+    if case.variant == "grouped":
+        tiles = ((128, 5), (192, 4))
+        return [config(tile_m=64, tile_n=n, stages=s, cluster=c) for n, s in tiles for c in (None, "m", "n")]
+    if case.variant == "gated":
+        return [config(tile_m=m, tile_n=n, stages=3, slots=4) for m, n in ((128, 128), (64, 256))] + [config()]
+    return [config(cluster=c, band=band) for c in (None, "m", "n") for band in (8, 16)] + [
+        config(tile_n=192, stages=3),
+        config(tile_n=192, stages=3, cluster="m"),
+        config(tile_m=64, tile_n=256, stages=3),
+    ]
+
+
+def timed(case: Case, config: Int8MatmulConfig) -> float:
+    operands = random_operands(case)
+    kernel = jax.jit(functools.partial(run_kernel, case, config=config))
+    error = spot_error(case, operands, kernel(*operands))
+    if not error < 1e-2:
+        raise ValueError(f"wrong result: relative error {error:.1e}")
+    return milliseconds({"ours": lambda: kernel(*operands)}, rounds=3)["ours"]

@@ -1,0 +1,89 @@
+"""Clocks, random data and where a figure comes from."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+Run = Callable[[], Any]  # starts the work and returns something to wait for, without waiting
+
+
+def wait(result: Any) -> None:
+    """Until the device is done, whichever framework the result belongs to."""
+    if type(result).__module__.startswith("torch"):
+        import torch
+
+        torch.cuda.synchronize()
+    else:
+        jax.block_until_ready(result)
+
+
+def milliseconds(runs: Mapping[str, Run], *, rounds: int = 7, target_ms: float = 30.0) -> dict[str, float]:
+    """Median time of one call of each, in interleaved rounds of as many queued calls as fill `target_ms`.
+
+    A shared machine drifts, so ours and its peers take turns. Queued calls keep the host out of the figure.
+    """
+    counts = {name: _calls_that_fill(run, target_ms) for name, run in runs.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(_clock(run, counts[name]))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _calls_that_fill(run: Run, target_ms: float) -> int:
+    wait(run())
+    return max(3, min(200, round(target_ms / _clock(run, 3))))
+
+
+def _clock(run: Run, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        result = run()
+    wait(result)
+    return (time.perf_counter() - start) * 1e3 / calls
+
+
+def attempt(run: Run) -> tuple[Run | None, str]:
+    """A peer that cannot run here is left out, with its reason."""
+    try:
+        wait(run())
+    except Exception as error:
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    return run, ""
+
+
+def relative_error(actual: Any, expected: Any) -> float:
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second of a device-to-device copy of 2 GiB, counted read and written."""
+    import torch
+
+    a = torch.randn(1 << 30, device="cuda", dtype=torch.bfloat16)
+    b = torch.empty_like(a)
+    return 2 * a.nbytes / (milliseconds({"copy": lambda: b.copy_(a)})["copy"] * 1e-3)
+
+
+def provenance() -> dict[str, str]:
+    import torch
+
+    commit = (
+        os.environ.get("COMMIT")
+        or subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    )
+    return {
+        "device": torch.cuda.get_device_name(),
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+        "commit": commit,
+        "command": f"python scripts/benchmark.py {' '.join(sys.argv[1:])}",
+    }

@@ -1,0 +1,169 @@
+"""NVFP4 weights: expanding them next to the product they feed, and decoding them in registers next to torch bf16."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.kernels.measure import attempt, milliseconds, relative_error
+from pallas_kernels.int8_matmul import int8_matmul
+from pallas_kernels.nvfp4_matmul import FusedConfig, expand_to_bf16, expand_to_int8, nvfp4_matmul
+from pallas_kernels.nvfp4_matmul.codes import scaled_values
+from pallas_kernels.nvfp4_matmul.config import TABLE, case_name
+
+NAME = "nvfp4_matmul"
+COLUMNS = ("case", "µs", "vs torch bf16", "vs XLA", "of the product it feeds", "error")
+WEIGHTS = 4  # taken in turn: one would stay in the second-level cache
+LAYERS = ((1536, 8960), (8960, 1536), (5120, 5120), (5120, 13824), (13824, 5120), (4096, 10240))
+TOKENS = 32760  # of the product an expanded weight feeds
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    what: str  # expand to int8, expand to bf16, fused
+    m: int
+    k: int
+    n: int
+
+
+def cases() -> list[Case]:
+    expanded = [Case(what, TOKENS, k, n) for what in ("expand to int8", "expand to bf16") for k, n in LAYERS[:5]]
+    few = [Case("fused", m, 5120, 13824) for m in (1, 8, 16, 32, 64)]
+    return expanded + few + [Case("fused", 64, k, n) for k, n in LAYERS if (k, n) != (5120, 13824)]
+
+
+def measure(case: Case, bandwidth: float) -> dict[str, Any]:
+    result = (_measure_fused if case.what == "fused" else _measure_expand)(case)
+    return {**dataclasses.asdict(case), **result}
+
+
+def row(result: dict[str, Any]) -> tuple[Any, ...]:
+    ratio = lambda name: f"{result['ratio'][name]:.2f}x" if name in result["ratio"] else "-"
+    share = result.get("of_product")
+    return (
+        f"{result['what']}, {result['m']} x {result['k']} x {result['n']}",
+        f"{1e3 * result['ms']['ours']:.1f}",
+        ratio("torch bf16"),
+        ratio("XLA"),
+        "-" if share is None else f"{100 * share:.1f} %",
+        f"{result['error']:.1e}",
+    )
+
+
+def random_weights(case: Case) -> list[tuple[jax.Array, jax.Array]]:
+    keys = jax.random.split(jax.random.key(0), 2 * WEIGHTS)
+    made = []
+    for i in range(WEIGHTS):
+        packed = jax.random.randint(keys[2 * i], (case.n, case.k // 2), 0, 256, jnp.int32).astype(jnp.uint8)
+        scale = jax.random.uniform(keys[2 * i + 1], (case.n, case.k // 16), jnp.float32, 0.05, 4.0)
+        made.append((packed, scale.astype(jnp.float8_e4m3fn)))
+    return made
+
+
+def _measure_fused(case: Case) -> dict[str, Any]:
+    weights, one = random_weights(case), jnp.float32(1e-3)
+    x = jax.random.normal(jax.random.key(1), (case.m, case.k), jnp.bfloat16)
+    ours, xla = _all_weights(nvfp4_matmul, x, one), _all_weights(_scaled_dot, x, one)
+    runs = {"ours": lambda: ours(weights), "torch bf16": _torch_graph(case)}
+    run, reason = attempt(lambda: xla(weights))
+    ms = milliseconds(runs if run is None else {**runs, "XLA": run})
+    packed, scale = (part[:512] for part in weights[0])
+    expected = np.asarray(x, np.float64) @ np.asarray(scaled_values(packed, scale), np.float64).T * 1e-3
+    actual = nvfp4_matmul(x, *weights[0], one)[:, :512].astype(jnp.float32)
+    return _summary(ms, WEIGHTS, relative_error(actual, expected), {"XLA": reason} if reason else {})
+
+
+def _measure_expand(case: Case) -> dict[str, Any]:
+    weights = random_weights(case)
+    to_int8 = case.what == "expand to int8"
+    expand = jax.jit(
+        lambda weights: [
+            expand_to_int8(*weight, jnp.float32(1e-3)) if to_int8 else expand_to_bf16(*weight) for weight in weights
+        ]
+    )
+    x = jax.random.randint(jax.random.key(1), (case.m, case.k), -127, 128, jnp.int8)
+    codes, scale = expand_to_int8(*weights[0], jnp.float32(1e-3))
+    product = jax.jit(int8_matmul)
+    rows = jnp.ones(case.m)
+    ms = milliseconds({"ours": lambda: expand(weights), "product": lambda: product(x, codes, rows, scale)})
+    summary = _summary({"ours": ms["ours"]}, WEIGHTS, _expand_error(weights[0], to_int8), {})
+    return {**summary, "of_product": round(ms["ours"] / WEIGHTS / ms["product"], 4)}
+
+
+def _summary(ms: dict[str, float], calls: int, error: float, reasons: dict[str, str]) -> dict[str, Any]:
+    return {
+        "ms": {name: round(value / calls, 5) for name, value in ms.items()},
+        "ratio": {name: round(value / ms["ours"], 3) for name, value in ms.items() if name != "ours"},
+        "error": error,
+        "not run": reasons,
+    }
+
+
+def _all_weights(multiply, x, tensor_scale):
+    """One program for all weights: a single product ends before the next one could be sent off."""
+    return jax.jit(lambda weights: [multiply(x, *weight, tensor_scale) for weight in weights])
+
+
+def _scaled_dot(x, packed, block_scale, tensor_scale):
+    """XLA's own product with a block-scaled weight, one Triton fusion."""
+    n, k = packed.shape[0], 2 * packed.shape[1]
+    codes = jax.lax.bitcast_convert_type(packed, jnp.float4_e2m1fn).reshape(n, k)
+    dimensions = (((1,), (1,)), ((), ()))
+    y = jax.lax.scaled_dot(
+        x, codes, rhs_scale=block_scale, dimension_numbers=dimensions, preferred_element_type=jnp.float32
+    )
+    return (y * tensor_scale).astype(jnp.bfloat16)
+
+
+def _torch_graph(case: Case):
+    """torch's bf16 products with all weights, replayed as one graph so that launches do not count."""
+    import torch
+
+    x = torch.randn(case.m, case.k, device="cuda", dtype=torch.bfloat16)
+    weights = [torch.randn(case.n, case.k, device="cuda", dtype=torch.bfloat16) for _ in range(WEIGHTS)]
+    multiply = lambda: [x @ weight.T for weight in weights]
+    multiply()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = multiply()
+
+    def run():
+        graph.replay()
+        return results[0]
+
+    return run
+
+
+def _expand_error(weight, to_int8: bool) -> float:
+    """To the exact values. INT8 rounds to 1/127 of a row's largest value; bf16 has to be exact."""
+    expected = np.asarray(scaled_values(*weight), np.float64)[:256]
+    if not to_int8:
+        return relative_error(expand_to_bf16(*weight)[:256].astype(jnp.float32), expected)
+    codes, scale = expand_to_int8(*weight, jnp.float32(1.0))
+    return relative_error(codes[:256].astype(jnp.float32) * scale[:256, None], expected)
+
+
+# Tuning: only the fused product has something to tune.
+
+
+def table_key(case: Case) -> tuple[Any, str]:
+    return TABLE, case_name(case.m, case.k, case.n)
+
+
+def candidates(case: Case) -> list[FusedConfig]:
+    if case.what != "fused":
+        return []
+    chunks = case.k // 256
+    parts = [parts for parts in (1, 2, 3, 4, 5, 6, 8, 10) if chunks % parts == 0]
+    return [FusedConfig(part, stages) for part in parts for stages in (2, 3, 4)]
+
+
+def timed(case: Case, config: FusedConfig) -> float:
+    weights, one = random_weights(case), jnp.float32(1e-3)
+    x = jax.random.normal(jax.random.key(1), (case.m, case.k), jnp.bfloat16)
+    run = _all_weights(functools.partial(nvfp4_matmul, config=config), x, one)
+    return milliseconds({"ours": lambda: run(weights)}, rounds=3, target_ms=10)["ours"] / WEIGHTS

@@ -1,0 +1,68 @@
+"""What can be tuned in the INT8 matmul, and a choice for every shape."""
+
+import dataclasses
+from pathlib import Path
+
+from pallas_kernels.mosaic import ceil_div
+from pallas_kernels.tables import lookup
+
+TABLE = Path(__file__).with_name("tuned.json")
+
+TILE_K = 128  # bytes of K a step: one 128-byte swizzle row, and one group of a block-scaled activation
+PIECE = 64  # the epilogue leaves through shared memory in squares of this side
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8MatmulConfig:
+    """Tiles are per warpgroup; two warpgroups multiply, side by side along `split`, a third loads."""
+
+    tile_m: int = 128
+    tile_n: int = 128
+    stages: int = 4  # K steps in flight
+    slots: int = 2  # epilogue squares in flight, per warpgroup
+    split: str = "m"
+    cluster: str | None = None  # CTAs paired along "m" share B, along "n" share A, by multicast
+    minor: str = "n"  # the direction consecutive tiles advance in
+    band: int = 8  # how wide the band of tiles is that the CTAs sweep together (reuse in L2)
+
+    @property
+    def cta_tile(self) -> tuple[int, int]:
+        return self.tile_m * (1 + (self.split == "m")), self.tile_n * (1 + (self.split == "n"))
+
+    @property
+    def cluster_size(self) -> int:
+        return 1 if self.cluster is None else 2
+
+    def grid(self, m: int, n: int) -> tuple[int, int]:
+        """Cluster tiles along m and n; the last of each may hang over the edge."""
+        tile_m, tile_n = self.cta_tile
+        return (
+            ceil_div(m, tile_m * (1 + (self.cluster == "m"))),
+            ceil_div(n, tile_n * (1 + (self.cluster == "n"))),
+        )
+
+
+def choose_config(m: int, k: int, n: int, *, grouped: bool, gated: bool, kind: str) -> Int8MatmulConfig:
+    """Tuned if this case was measured on this kind of device, else by rule."""
+    case = case_name(m, k, n, grouped=grouped, gated=gated)
+    return lookup(TABLE, kind, case, Int8MatmulConfig) or _by_rule(m, n, grouped, gated)
+
+
+def case_name(m: int, k: int, n: int, *, grouped: bool, gated: bool) -> str:
+    """Row counts are told apart by powers of two: what matters is how many waves of tiles there are."""
+    kind = "grouped " if grouped else ""
+    return f"{kind}{'gated ' if gated else ''}m{(m - 1).bit_length()} k{k} n{n}"
+
+
+def _by_rule(m: int, n: int, grouped: bool, gated: bool) -> Int8MatmulConfig:
+    if grouped:
+        # The f32 sums live beside the s32 products, so a tile has half the rows.
+        return Int8MatmulConfig(tile_m=64, tile_n=128, stages=5)
+    if m <= 1024:
+        return Int8MatmulConfig(tile_m=64, tile_n=64, stages=6)
+    if gated:
+        # The residual comes in through the squares the result leaves by: more of them hide its latency.
+        return Int8MatmulConfig(stages=3, slots=4)
+    if n % 192 == 0 and n > 8192:
+        return Int8MatmulConfig(tile_n=192, stages=3)
+    return Int8MatmulConfig()

@@ -1,0 +1,33 @@
+"""What can be tuned in the fused NVFP4 matmul, and a choice for every shape."""
+
+import dataclasses
+from pathlib import Path
+
+from pallas_kernels.tables import lookup
+
+TABLE = Path(__file__).with_name("tuned.json")
+
+CHUNK = 256  # of K at a time: 128 bytes of codes
+MOST_TOKENS = 256  # beyond it the tensor cores, not the memory, set the pace: expand the weight instead
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedConfig:
+    parts: int = 1  # K is cut into, so that enough CTAs read
+    stages: int = 3
+
+
+def choose_config(m: int, k: int, n: int, kind: str) -> FusedConfig:
+    """Tuned if this case was measured on this kind of device, else by rule."""
+    return lookup(TABLE, kind, case_name(m, k, n), FusedConfig) or _by_rule(m, k, n)
+
+
+def case_name(m: int, k: int, n: int) -> str:
+    return f"m{(m - 1).bit_length()} k{k} n{n}"
+
+
+def _by_rule(m: int, k: int, n: int) -> FusedConfig:
+    """One wave of CTAs, as far as K can be cut; two share an SM while their slots are small."""
+    chunks, tiles, wave = k // CHUNK, n // 128, 264 if m <= 16 else 132
+    parts = max(p for p in range(1, chunks + 1) if chunks % p == 0 and (p == 1 or p * tiles <= wave))
+    return FusedConfig(parts=parts, stages=3 if m <= 64 else 2 if m <= 128 else 1)

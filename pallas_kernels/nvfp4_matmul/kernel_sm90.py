@@ -1,0 +1,192 @@
+"""bf16 activations × NVFP4 weights for few tokens, on Hopper: weights are decoded in registers.
+
+With few tokens the cost is reading the weight, and here it is read at 4.5 bits a value. Operands are swapped: 64 rows
+of the weight are the register operand of a wgmma, the tokens its other side. The grid is (rows / 128, parts of K);
+parts are added up outside, where scale and bias are applied too.
+
+Decoding costs about two instructions a value:
+
+- A word holds eight codes. Masked and shifted, the codes i and i + 4, sixteen bits apart, become a pair of bf16 whose
+  exponent field holds the two exponent bits of E2M1: the value times 2^-126, 0.5 included, as a subnormal.
+- A block scale, e4m3 and normal, becomes a bf16 times 2^119 by a shift and an addition. 448 just fits.
+- One bf16x2 product removes both, up to 2^-7, and is exact: code × scale has six significant bits.
+
+Nothing moves between threads, because any order of K will do if both operands share it. A thread of a wgmma operand
+holds, of each 64 columns, four pairs of a row; here these are the 16 codes of one block. `interleave` puts the columns
+of x into that order.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.mosaic.gpu import fragmented_array as fa
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, llvm, vector
+
+from pallas_kernels.mosaic import launch_grid, load, swizzled
+from pallas_kernels.nvfp4_matmul.config import CHUNK, FusedConfig
+from pallas_kernels.nvfp4_matmul.emulation import interleave, pair_bits, scale_bits
+
+DECODERS = 2
+ROWS = 64  # of the weight, per decoding warpgroup
+WORDS = CHUNK // 8
+BLOCKS = CHUNK // 16
+STEP = 64  # of K, per register operand
+
+
+def run(x: Array, packed: Array, block_scale: Array, *, config: FusedConfig, interpret: Any = None) -> Array:
+    """Partial products f32 (parts, n, m) of x bf16 (m, k), m <= 256 a multiple of 8, times 2^-7."""
+    (m, k), n = x.shape, packed.shape[0]
+    words = lax.bitcast_convert_type(packed.reshape(n, k // 8, 4), jnp.int32)
+    scales = lax.bitcast_convert_type(block_scale, jnp.int8)
+    kernel = Kernel(m, k, n, config)
+    call = launch_grid(
+        kernel,
+        jax.ShapeDtypeStruct((config.parts, n, m), jnp.float32),
+        grid={"rows": n // (DECODERS * ROWS), "part": config.parts},
+        warpgroups=DECODERS + 1,
+        interpret=interpret,
+    )
+    return call(interleave(x), words, scales)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    m: int
+    k: int
+    n: int
+    config: FusedConfig
+
+    @property
+    def chunks(self) -> int:
+        """Of K, per part."""
+        return self.k // CHUNK // self.config.parts
+
+    def __call__(self, x_gmem, words_gmem, scales_gmem, out_gmem) -> None:
+        stages = min(self.config.stages, self.chunks)
+        rows = DECODERS * ROWS
+        pl.run_scoped(
+            functools.partial(self._roles, (x_gmem, words_gmem, scales_gmem), out_gmem),
+            x_smem=plgpu.SMEM((stages, self.m, CHUNK), jnp.bfloat16, transforms=swizzled(STEP, jnp.bfloat16)),
+            words_smem=plgpu.SMEM((stages, rows, WORDS), jnp.int32, transforms=swizzled(WORDS, jnp.int32)),
+            scales_smem=plgpu.SMEM((stages, rows, BLOCKS), jnp.int8),
+            out_smem=plgpu.SMEM((DECODERS, ROWS, self.m), jnp.float32),
+            full=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
+            empty=plgpu.Barrier(num_arrivals=DECODERS, num_barriers=stages),
+            collective_axes="wg",
+        )
+
+    def _roles(self, inputs, out_gmem, **scratch) -> None:
+        wg = lax.axis_index("wg")
+
+        @pl.when(wg == DECODERS)
+        def _load():
+            plgpu.set_max_registers(40, action="decrease")
+            self._load(inputs, scratch)
+
+        @pl.when(wg != DECODERS)
+        def _decode():
+            plgpu.set_max_registers(232, action="increase")
+            self._multiply(wg, out_gmem, scratch)
+
+    def _load(self, inputs, scratch) -> None:
+        x_gmem, words_gmem, scales_gmem = inputs
+        stages = scratch["x_smem"].shape[0]
+        rows = pl.ds(lax.axis_index("rows") * DECODERS * ROWS, DECODERS * ROWS)
+        first = lax.axis_index("part") * self.chunks
+
+        @pl.loop(0, self.chunks)
+        def _chunk(i):
+            slot = lax.rem(i, stages)
+            full = scratch["full"].at[slot]
+
+            @pl.when(i >= stages)
+            def _wait_until_empty():
+                plgpu.barrier_wait(scratch["empty"].at[slot])
+
+            columns = lambda size: pl.ds((first + i) * size, size)
+            plgpu.copy_gmem_to_smem(words_gmem.at[rows, columns(WORDS)], scratch["words_smem"].at[slot], full)
+            plgpu.copy_gmem_to_smem(scales_gmem.at[rows, columns(BLOCKS)], scratch["scales_smem"].at[slot], full)
+            plgpu.copy_gmem_to_smem(x_gmem.at[:, columns(CHUNK)], scratch["x_smem"].at[slot], full)
+
+        @pl.loop(0, stages)
+        def _drain(i):
+            plgpu.barrier_wait(scratch["empty"].at[lax.rem(self.chunks - stages + i, stages)])
+
+    def _multiply(self, wg, out_gmem, scratch) -> None:
+        stages = scratch["x_smem"].shape[0]
+        mine = pl.ds(wg * ROWS, ROWS)
+
+        def accumulate(acc):
+            @pl.loop(0, self.chunks)
+            def _chunk(i):
+                slot = lax.rem(i, stages)
+                plgpu.barrier_wait(scratch["full"].at[slot])
+                words = load(scratch["words_smem"].at[slot, mine], plgpu.Layout.WGMMA_8BIT)
+                scales = load(scratch["scales_smem"].at[slot, mine], plgpu.Layout.WGMMA)
+                steps = decode(words, scales)
+                for step, weights in enumerate(steps):
+                    x = scratch["x_smem"].at[slot, :, pl.ds(step * STEP, STEP)]
+                    plgpu.wgmma(acc, weights, x.T)
+                # Operand registers must stay as they are until the products are done; the other warpgroup fills in.
+                plgpu.wgmma_wait(0)
+                plgpu.barrier_arrive(scratch["empty"].at[slot])
+
+            return acc[...]
+
+        total = pl.run_scoped(accumulate, plgpu.ACC((ROWS, self.m), jnp.float32))
+        out_smem = scratch["out_smem"].at[wg]
+        out_smem[...] = total
+        plgpu.commit_smem()
+        rows = pl.ds((lax.axis_index("rows") * DECODERS + wg) * ROWS, ROWS)
+        plgpu.copy_smem_to_gmem(out_smem, out_gmem.at[lax.axis_index("part"), rows])
+        plgpu.wait_smem_to_gmem(0)
+
+
+def decode(words: Array, scales: Array) -> list[Array]:
+    """Words s32 (64, 32) and scales (64, 16) to four operands bf16 (64, 64), in the order of `interleave`."""
+    twice = scale_bits(scales) * 0x10001
+    return _as_operands([pair_bits(words, i) for i in range(4)], twice)
+
+
+def _as_operands(pairs: list[Array], scales: Array) -> list[Array]:
+    """Multiply pairs by their block's scale and give the registers the names a wgmma operand wants. No data moves."""
+    operand = plgpu.ShapeDtypeStruct((ROWS, STEP), jnp.bfloat16, layout=plgpu.Layout.WGMMA)
+
+    @plgpu.inline_mgpu(
+        arg_types=([plgpu.Layout.WGMMA_8BIT] * 4, plgpu.Layout.WGMMA), return_type=[operand] * (CHUNK // STEP)
+    )
+    def relabel(ctx, pairs, scales):
+        # Pairs: per 16 words, per half of the rows, a 4-vector: words 0 and 1 of two blocks. Scales: 2-vectors.
+        words = [p.registers.reshape(WORDS // 16, 2) for p in pairs]
+        factors = scales.registers.reshape(BLOCKS // 8, 2)
+        steps = []
+        for half, low in np.ndindex(2, 2):
+            registers = np.empty((STEP // 8, 2), dtype=object)
+            for rows in range(2):
+                factor = _as_pair(_element(factors[half, rows], low))
+                for word, i in np.ndindex(2, 4):
+                    pair = _as_pair(_element(words[i][half, rows], 2 * low + word))
+                    registers[4 * word + i, rows] = arith.mulf(pair, factor)
+            shape = fa.WGMMA_LAYOUT.registers_shape((ROWS, STEP))
+            steps.append(
+                fa.FragmentedArray(_registers=registers.reshape(shape), _layout=fa.WGMMA_LAYOUT, _is_signed=None)
+            )
+        return steps
+
+    return relabel(pairs, scales)
+
+
+def _element(v: ir.Value, index: int) -> ir.Value:
+    return vector.extract(v, dynamic_position=[], static_position=ir.DenseI64ArrayAttr.get([index]))
+
+
+def _as_pair(word: ir.Value) -> ir.Value:
+    return llvm.bitcast(ir.VectorType.get((2,), ir.BF16Type.get()), word)

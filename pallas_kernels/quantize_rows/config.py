@@ -1,0 +1,39 @@
+"""What can be tuned in the quantizer, and a choice for every width."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from pallas_kernels.tables import lookup
+
+TABLE = Path(__file__).with_name("tuned.json")
+
+GROUP = 128
+TILE = 64  # groups a warpgroup works on at a time: the rows of one wgmma
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeRowsConfig:
+    rows: int = 8  # rows (or parts of rows) a block; a multiple of 8, the rows of a swizzle atom
+    split: int = 1  # parts a row is cut into
+    warpgroups: int = 2
+    slots: int = 1  # tiles of codes on their way out, per warpgroup
+
+
+def choose_config(k: int, spec: Any, kind: str) -> QuantizeRowsConfig:
+    """Tuned if this width was measured on this kind of device, else by rule."""
+    return lookup(TABLE, kind, case_name(k, spec), QuantizeRowsConfig) or _by_rule(k)
+
+
+def case_name(k: int, spec: Any) -> str:
+    return " ".join([f"k{k}", *(["grouped"] if spec.grouped else []), *([spec.activation] if spec.activation else [])])
+
+
+def _by_rule(k: int) -> QuantizeRowsConfig:
+    """Blocks of at most 80 KiB, so that two CTAs share an SM."""
+    if k <= 2560:
+        return QuantizeRowsConfig(rows=16, warpgroups=3)
+    split = 1
+    while k // split > 5120 and (k // split) % (2 * GROUP) == 0 and split < 4:
+        split *= 2
+    return QuantizeRowsConfig(split=split)

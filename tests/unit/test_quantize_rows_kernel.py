@@ -1,0 +1,122 @@
+"""Quantizing activations: the emulation against a plain loop, refusals, lowering, and the kernel interpreted."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from benchmarks.kernels import quantize_rows as benchmark
+from pallas_kernels.quantize_rows import QuantizeRowsConfig, quantize_rows
+from pallas_kernels.quantize_rows.api import run_kernel
+from pallas_kernels.quantize_rows.config import choose_config
+from pallas_kernels.quantize_rows.emulation import emulate
+from pallas_kernels.quantize_rows.spec import Spec
+
+
+def rows_of_all_sizes(rng, m, k):
+    """Rows whose magnitudes differ by orders, with a mean, as hidden states have."""
+    return jnp.asarray((rng.normal(size=(m, k)) + 0.5) * np.exp(rng.normal(size=(m, 1))), jnp.bfloat16)
+
+
+def sylvester(size):
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix / np.sqrt(size)
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize("group", [None, 128])
+def test_matches_a_plain_float64_version(rng, rotate, group):
+    x = rows_of_all_sizes(rng, 6, 384)
+    q = quantize_rows(x, rotate=rotate, group=group)
+    values = np.asarray(x, np.float64)
+    rotated = (values.reshape(6, 3, 128) @ sylvester(128)).reshape(6, 384) if rotate else values
+    groups = rotated.reshape(6, 1 if group is None else 3, -1)
+    scale = np.abs(groups).max(-1) / 127
+    np.testing.assert_allclose(np.asarray(q.scale).reshape(scale.shape), scale, rtol=1e-6)
+    # Half a step, and f32's rounding of the quotient.
+    error = np.abs(np.asarray(q.codes, np.float64).reshape(groups.shape) * scale[..., None] - groups)
+    assert (error <= scale[..., None] * (0.5 + 1e-4)).all()
+    np.testing.assert_allclose(q.total, np.abs(values).sum(1), rtol=1e-5)
+    np.testing.assert_array_equal(q.largest, np.abs(values).max(1))
+
+
+def test_norm_and_modulation_come_before_the_rotation(rng):
+    x, k = rows_of_all_sizes(rng, 5, 256), 256
+    factor, offset = (jnp.asarray(rng.normal(size=k), jnp.float32) for _ in range(2))
+    q = quantize_rows(x, norm="layer", factor=factor, offset=offset)
+    values = np.asarray(x, np.float64)
+    normed = (values - values.mean(1, keepdims=True)) / np.sqrt(values.var(1, keepdims=True) + 1e-6)
+    expected = normed * np.asarray(factor, np.float64) + np.asarray(offset, np.float64)
+    # Half an INT8 step, and bf16's rounding before it.
+    step = np.abs(expected).max(1, keepdims=True) / 127
+    actual = np.asarray(q.codes, np.float64) * np.asarray(q.scale, np.float64)[:, None]
+    assert (np.abs(actual - expected) <= 0.51 * step + 2**-8 * np.abs(expected)).all()
+
+
+def test_zeros_have_scale_one():
+    q = quantize_rows(jnp.zeros((2, 128), jnp.bfloat16), rotate=True)
+    assert not q.codes.any()
+    assert q.scale.tolist() == [1.0, 1.0]
+
+
+# The number of rows only sets the number of CTAs.
+SHAPES = [case for case in benchmark.cases() if case.m == 32760]
+
+
+@pytest.mark.parametrize("case", SHAPES, ids=lambda case: f"{case.name} {case.variant}")
+def test_lowers_for_cuda_at_every_benchmark_shape(case):
+    avals = jax.eval_shape(lambda: benchmark.random_operands(case))
+    config = choose_config(case.k, case.spec, "NVIDIA H200")
+    kernel = functools.partial(benchmark.run_kernel, case, config=config)
+    assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.skipif(not hasattr(plgpu, "InterpretGPUParams"), reason="this jax cannot interpret such a kernel")
+@pytest.mark.parametrize(
+    ("k", "config", "spec"),
+    [
+        (1024, QuantizeRowsConfig(), Spec(rotate=True)),
+        (1152, QuantizeRowsConfig(warpgroups=1), Spec(rotate=True)),  # a last tile that is not full
+        (1024, QuantizeRowsConfig(split=2), Spec(rotate=True, activation="gelu_tanh")),
+        (1024, QuantizeRowsConfig(split=4, warpgroups=1), Spec()),
+        (384, QuantizeRowsConfig(rows=16, slots=2), Spec(rotate=True, grouped=True)),
+        (1024, QuantizeRowsConfig(rows=64, split=8), Spec(rotate=True, norm="layer")),
+        (384, QuantizeRowsConfig(rows=16, warpgroups=3), Spec(rotate=True, norm="rms")),
+        (384, QuantizeRowsConfig(rows=16, warpgroups=3), Spec(norm="layer")),  # a group beyond the last
+    ],
+)
+def test_interpreted_kernel_matches_its_emulation_without_races(rng, k, config, spec):
+    x = rows_of_all_sizes(rng, 20, k)
+    actual = run_kernel(x, spec=spec, config=config, interpret=plgpu.InterpretGPUParams(detect_races=True))
+    expected = emulate(x, spec=spec)
+    # A value at the middle between two codes may fall either way: f32 sums run in another order.
+    difference = np.abs(np.asarray(actual[0], np.int32) - np.asarray(expected[0], np.int32))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 2e-3
+    for ours, theirs in zip(actual[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("x", "changes", "named"),
+    [
+        (jnp.ones((4, 128)), {}, "x is float32"),
+        (jnp.ones((4, 100), jnp.bfloat16), {}, "k = 100"),
+        (jnp.ones((0, 128), jnp.bfloat16), {}, "x has no rows"),
+        (jnp.ones((1, 4, 128), jnp.bfloat16), {}, "x has shape"),
+        (jnp.ones((4, 128), jnp.bfloat16), dict(group=64), "group is 64"),
+        (jnp.ones((4, 128), jnp.bfloat16), dict(activation="relu"), 'activation is "relu"'),
+        (jnp.ones((4, 128), jnp.bfloat16), dict(norm="batch"), 'norm is "batch"'),
+        (jnp.ones((4, 128), jnp.bfloat16), dict(factor=jnp.ones(64)), "factor has shape"),
+        (jnp.ones((4, 128), jnp.bfloat16), dict(offset=jnp.ones(128, jnp.bfloat16)), "offset is bfloat16"),
+        (jnp.ones((4, 128), jnp.bfloat16), dict(factor=jnp.full(128, jnp.inf)), "factor holds"),
+    ],
+)
+def test_bad_arguments_are_named(x, changes, named):
+    with pytest.raises((TypeError, ValueError), match=named):
+        quantize_rows(x, **changes)
