@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from sixbit_jax.models.wan_config import GROUPS
 from sixbit_jax.outputs import write_json, write_text
 from sixbit_jax.policies import NoCache
+from sixbit_jax.policies.measures import outlier_ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +31,6 @@ class BlockStatistics:
 
     gamma: Float[np.ndarray, "i l"]
     ratio: dict[str, Float[np.ndarray, "i l"]]
-
-
-def outlier_ratio(x: Float[Array, "b s k"]) -> Float[Array, ""]:
-    """The loudest value over the mean magnitude."""
-    magnitude = jnp.abs(x.astype(jnp.float32))
-    return magnitude.max() / magnitude.mean()
 
 
 def collect(

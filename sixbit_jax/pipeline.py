@@ -28,6 +28,7 @@ from sixbit_jax.models import umt5, vae
 from sixbit_jax.models.vae import Tiling, VAEConfig
 from sixbit_jax.models.wan_config import GROUPS, TEXT_TOKENS, TRAIN_TIMESTEPS
 from sixbit_jax.policies import PolicySpec, StepInfo
+from sixbit_jax.policies.measures import outlier_ratio
 from sixbit_jax.quantize import StatisticsByPath
 from sixbit_jax.recipes import Recipe
 from sixbit_jax.sampler import Sampler, Trace, sample
@@ -161,14 +162,15 @@ class WanPipeline:
         tokens = int(np.prod(configs[0].grid(settings.latent_shape)))
         spec = PolicySpec(
             layers=configs[0].num_layers,
-            groups=len(GROUPS),
+            groups=GROUPS,
             branches=settings.branches,
             steps=settings.num_inference_steps,
             tokens=tokens + -tokens % multiple,
             dim=configs[0].dim,
             dtype=self.recipe.dtype,
         )
-        denoiser = WanDenoiser(configs, self.recipe.attention, multiple, self.observe)
+        needed = outlier_ratio if "inputs" in self.recipe.precision.needs else None
+        denoiser = WanDenoiser(configs, self.recipe.attention, multiple, self.observe or needed)
         return Sampler(denoiser, schedulers.get(settings.solver), self.recipe.precision, self.recipe.cache, spec)
 
     def decode(self, latents: Float[Array, "1 t h w c"]) -> UInt8[np.ndarray, "frames height width 3"]:

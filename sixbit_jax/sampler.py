@@ -2,7 +2,7 @@
 inside that.
 
     scan over StepInfo:
-        route = precision.decide, skip = cache.decide          (per branch)
+        skip = cache.decide, route = precision.decide          (per branch)
         scan over branches: velocity = denoise(latents, context, route, cache.run)
         latents = scheduler.step(guided velocity)
         precision.update, cache.update                         (per branch)
@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from sixbit_jax.policies import AbstractCachePolicy, AbstractPrecisionPolicy, PolicySpec, StepInfo
+from sixbit_jax.policies.cache import Compute
 from sixbit_jax.routes import Route
 from sixbit_jax.schedulers import Scheduler
 
@@ -74,7 +75,7 @@ class SamplerState:
 class Trace:
     """What was decided and observed, per step and branch.
 
-    `observed` holds one entry per quantity the cache policy measures.
+    `observed` holds one entry per quantity the cache policy measures, and what the model notes of its blocks.
     """
 
     route: Any  # i32 (i, e, l, g): index into the precision policy's routes
@@ -98,13 +99,13 @@ def sample(
     bits = jnp.asarray([route.bits for route in parts.precision.routes], jnp.float32)
 
     def step(state: SamplerState, info: StepInfo) -> tuple[SamplerState, Trace]:
-        route = _per_branch(parts, lambda s: parts.precision.decide(parts.spec, s, info), state.precision)
         skip = _per_branch(parts, lambda s: parts.cache.decide(parts.spec, s, info), state.cache)
+        route = _per_branch(parts, lambda s, k: parts.precision.decide(parts.spec, s, info, k), state.precision, skip)
         velocities, memory, observed = _velocities(parts, params, contexts, state, info, route, skip)
         velocity = guide(velocities, info.guidance)
         latents, scheduler = parts.scheduler.step(state.scheduler, state.latents, velocity, info.solver)
         precision = _per_branch(
-            parts, lambda s, o: parts.precision.update(parts.spec, s, info, o), state.precision, observed
+            parts, lambda s, k, o: parts.precision.update(parts.spec, s, info, k, o), state.precision, skip, observed
         )
         cache = _per_branch(
             parts, lambda s, k, o: parts.cache.update(parts.spec, s, info, k, o), state.cache, skip, observed
@@ -137,7 +138,7 @@ def _velocities(
     """One model call per branch, in sequence, all writing to the same cache memory."""
     slots = jnp.arange(parts.spec.branches * parts.spec.layers).reshape(parts.spec.branches, parts.spec.layers)
 
-    def run_block(compute: Callable[[Array], Array], x: Array, memory: Any, decision: Any) -> tuple[Array, Any, Any]:
+    def run_block(compute: Compute, x: Array, memory: Any, decision: Any) -> tuple[Array, Any, Any]:
         slot, skip = decision
         return parts.cache.run(compute, x, memory, slot, skip)
 

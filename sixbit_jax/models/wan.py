@@ -28,8 +28,10 @@ from sixbit_jax.models.wan_config import GROUPS, WanConfig
 from sixbit_jax.routes import Route
 from sixbit_jax.shapes import Params
 
+# x -> the block's output, and what was noted of the inputs of its linears
+Compute: TypeAlias = Callable[[Array], tuple[Array, dict[str, Any]]]
 # (compute, x, memory, decision) -> (x, memory, observation): a cache policy's wrapper round one block.
-RunBlock: TypeAlias = Callable[[Callable[[Array], Array], Array, Any, Any], tuple[Array, Any, Any]]
+RunBlock: TypeAlias = Callable[[Compute, Array, Any, Any], tuple[Array, Any, Any]]
 
 
 @jax.tree_util.register_dataclass
@@ -46,9 +48,10 @@ class Context:
     image_v: Float[Array, "*l b g a c"] | None = None
 
 
-def run_dense(compute: Callable[[Array], Array], x: Array, memory: Any, decision: Any) -> tuple[Array, Any, tuple[()]]:
+def run_dense(compute: Compute, x: Array, memory: Any, decision: Any) -> tuple[Array, Any, dict[str, Any]]:
     """The block runner that always computes and remembers nothing."""
-    return compute(x), memory, ()
+    y, notes = compute(x)
+    return y, memory, notes
 
 
 def embed_context(
@@ -98,8 +101,8 @@ def forward(
     `route_index[l, g]` picks among `routes` for group `GROUPS[g]` of layer l; `decisions` has leaves with a leading
     layer axis. Tokens are padded once to `token_multiple`, so kernels see whole tiles, and cut off again at the end.
 
-    `observe` is called on the input of every group; what it returns joins the observations as `inputs`, by group. It
-    sees padding tokens too, and needs a runner that computes every block unconditionally.
+    `observe` is called on the input of every group; what it returns is noted as `inputs`, by group. It sees padding
+    tokens too.
     `unroll` layers become one step of the scan: for training, which pays for every stack a scan writes.
     """
     grid = config.grid(latents.shape[1:4])
@@ -116,20 +119,21 @@ def forward(
         x, memory = carry
         p, layer_context, index, decision = xs
 
-        inputs = {}
-
-        def project(group: str, x: Array, p: Params) -> Array:
-            if observe is not None:
-                inputs[group] = observe(x)
-            return routed_linear(x, p["weight"], p["bias"], routes, index[GROUPS.index(group)])
-
         attend = functools.partial(attention, implementation=attention_implementation)
 
-        def compute(x: Array) -> Array:
-            return block(p, config, x, per_block, (cos, sin), layer_context, tokens, project, attend)
+        def compute(x: Array) -> tuple[Array, dict[str, Any]]:
+            inputs = {}
+
+            def project(group: str, x: Array, p: Params) -> Array:
+                if observe is not None:
+                    inputs[group] = observe(x)
+                return routed_linear(x, p["weight"], p["bias"], routes, index[GROUPS.index(group)])
+
+            y = block(p, config, x, per_block, (cos, sin), layer_context, tokens, project, attend)
+            return y, {"inputs": inputs} if inputs else {}
 
         x, memory, observed = run_block(compute, x, memory, decision)
-        return (x, memory), observed if observe is None else {**observed, "inputs": inputs}
+        return (x, memory), observed
 
     xs = (params["blocks"], context, route_index, decisions)
     (x, memory), observed = lax.scan(layer, (x, memory), xs, unroll=unroll)

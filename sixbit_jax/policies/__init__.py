@@ -3,6 +3,7 @@
 from sixbit_jax.policies.base import PolicySpec, StepInfo
 from sixbit_jax.policies.cache import AbstractCachePolicy, NoCache
 from sixbit_jax.policies.precision import AbstractPrecisionPolicy, FixedPrecision
+from sixbit_jax.policies.predicted import PredictedPrecision
 from sixbit_jax.policies.temporal_delta import TemporalDeltaCache
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "FixedPrecision",
     "NoCache",
     "PolicySpec",
+    "PredictedPrecision",
     "StepInfo",
     "TemporalDeltaCache",
 ]

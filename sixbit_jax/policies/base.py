@@ -6,6 +6,8 @@ A policy is a frozen config plus explicit state. The sampler owns the state and 
     decide(spec, state, info) -> decision           before a step: pure and cheap
     update(spec, state, info, observed) -> state    after it
 
+The cache decides first, and the precision policy is told which layers will be skipped.
+
 Guidance branches keep separate state: the sampler maps these three over branches, so a policy never sees the branch
 axis.
 """
@@ -18,10 +20,10 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class PolicySpec:
-    """Sizes a policy may need for its state. `groups` counts the precision decisions of a block."""
+    """Sizes a policy may need for its state. `groups` names the linears of a block that share a precision decision."""
 
     layers: int
-    groups: int
+    groups: tuple[str, ...]
     branches: int
     steps: int
     tokens: int

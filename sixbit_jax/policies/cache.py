@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sixbit_jax.policies.base import PolicySpec, StepInfo
+from sixbit_jax.policies.measures import relative_change
 
-Compute = Callable[[Array], Array]
+# x -> the block's output, and what the model notes of its insides (a dict, often empty)
+Compute = Callable[[Array], tuple[Array, dict[str, Any]]]
 
 
 class AbstractCachePolicy(abc.ABC):
@@ -37,7 +39,15 @@ class AbstractCachePolicy(abc.ABC):
     def run(
         self, compute: Compute, x: Float[Array, "b s d"], memory: Any, slot: Int[Array, ""], skip: Bool[Array, ""]
     ) -> tuple[Float[Array, "b s d"], Any, Any]:
-        """One block: its output, the memory, and what the policies want to know of it (a pytree of scalars)."""
+        """One block: its output, the memory, and a dict of what the policies want to know of it.
+
+        The dict holds the notes of `compute`, or zeros for them where it did not run.
+        """
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names that `run` adds to the notes."""
+        return ()
 
     @abc.abstractmethod
     def update(self, spec: PolicySpec, state: Any, info: StepInfo, skipped: Bool[Array, " l"], observed: Any) -> Any:
@@ -64,17 +74,15 @@ class NoCache(AbstractCachePolicy):
 
     def run(
         self, compute: Compute, x: Float[Array, "b s d"], memory: tuple[()], slot: Int[Array, ""], skip: Bool[Array, ""]
-    ) -> tuple[Float[Array, "b s d"], tuple[()], dict[str, Float[Array, ""]]]:
-        y = compute(x)
-        return y, memory, {"gamma": relative_change(x, y)} if self.measure else {}
+    ) -> tuple[Float[Array, "b s d"], tuple[()], dict[str, Any]]:
+        y, notes = compute(x)
+        return y, memory, notes | {"gamma": relative_change(x, y)} if self.measure else notes
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("gamma",) if self.measure else ()
 
     def update(
         self, spec: PolicySpec, state: tuple[()], info: StepInfo, skipped: Bool[Array, " l"], observed: Any
     ) -> tuple[()]:
         return state
-
-
-def relative_change(x: Float[Array, "b s d"], y: Float[Array, "b s d"]) -> Float[Array, ""]:
-    """Γ of 6Bit-Diffusion: the L1 size of what a block adds, relative to its input."""
-    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    return jnp.abs(y - x).sum() / jnp.abs(x).sum()

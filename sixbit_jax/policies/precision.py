@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from sixbit_jax.policies.base import PolicySpec, StepInfo
 from sixbit_jax.routes import Route
@@ -24,12 +24,17 @@ class AbstractPrecisionPolicy(abc.ABC):
         """State of one guidance branch before the first step."""
 
     @abc.abstractmethod
-    def decide(self, spec: PolicySpec, state: Any, info: StepInfo) -> Int[Array, "l g"]:
-        """Route of every layer and group."""
+    def decide(self, spec: PolicySpec, state: Any, info: StepInfo, skip: Bool[Array, " l"]) -> Int[Array, "l g"]:
+        """Route of every layer and group. `skip`: the layers that the cache policy will not compute at this step."""
 
     @abc.abstractmethod
-    def update(self, spec: PolicySpec, state: Any, info: StepInfo, observed: Any) -> Any:
+    def update(self, spec: PolicySpec, state: Any, info: StepInfo, skipped: Bool[Array, " l"], observed: Any) -> Any:
         """State after a step. `observed`: what the cache policy's block runner returned, stacked over layers."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What `observed` has to hold: "gamma" is measured by the cache policy, "inputs" by the model."""
+        return ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +54,10 @@ class FixedPrecision(AbstractPrecisionPolicy):
     def init(self, spec: PolicySpec) -> tuple[()]:
         return ()
 
-    def decide(self, spec: PolicySpec, state: tuple[()], info: StepInfo) -> Int[Array, "l g"]:
-        return jnp.zeros((spec.layers, spec.groups), jnp.int32)
+    def decide(self, spec: PolicySpec, state: tuple[()], info: StepInfo, skip: Bool[Array, " l"]) -> Int[Array, "l g"]:
+        return jnp.zeros((spec.layers, len(spec.groups)), jnp.int32)
 
-    def update(self, spec: PolicySpec, state: tuple[()], info: StepInfo, observed: Any) -> tuple[()]:
+    def update(
+        self, spec: PolicySpec, state: tuple[()], info: StepInfo, skipped: Bool[Array, " l"], observed: Any
+    ) -> tuple[()]:
         return state

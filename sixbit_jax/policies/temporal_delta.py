@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 from sixbit_jax.errors import UserError, nearest
 from sixbit_jax.policies import delta_store
 from sixbit_jax.policies.base import PolicySpec, StepInfo
-from sixbit_jax.policies.cache import AbstractCachePolicy, Compute, relative_change
+from sixbit_jax.policies.cache import AbstractCachePolicy, Compute
+from sixbit_jax.policies.measures import relative_change
 
 
 @jax.tree_util.register_dataclass
@@ -77,21 +78,22 @@ class TemporalDeltaCache(AbstractCachePolicy):
 
     def run(
         self, compute: Compute, x: Float[Array, "b s d"], memory: Any, slot: Int[Array, ""], skip: Bool[Array, ""]
-    ) -> tuple[Float[Array, "b s d"], Any, dict[str, Float[Array, ""]]]:
+    ) -> tuple[Float[Array, "b s d"], Any, dict[str, Any]]:
         place = memory["place"][slot]
         read = functools.partial(delta_store.read, self.cache_format)
+        no_notes = jax.tree.map(lambda note: jnp.zeros(note.shape, note.dtype), jax.eval_shape(compute, x)[1])
 
         def reuse(x: Array, deltas: Any) -> tuple[Array, Any, Any]:
             y = (x.astype(jnp.float32) + read(deltas, place)).astype(x.dtype)
-            return y, deltas, {"gamma": jnp.float32(0), "change": jnp.float32(0)}
+            return y, deltas, no_notes | {"gamma": jnp.float32(0), "change": jnp.float32(0)}
 
         def run(x: Array, deltas: Any) -> tuple[Array, Any, Any]:
-            y = compute(x)
+            y, notes = compute(x)
             if self.layers is None:
                 deltas, change = keep(x, y, deltas)
             else:
                 deltas, change = lax.cond(place >= 0, keep, lambda x, y, deltas: (deltas, jnp.float32(0)), x, y, deltas)
-            return y, deltas, {"gamma": relative_change(x, y), "change": change}
+            return y, deltas, notes | {"gamma": relative_change(x, y), "change": change}
 
         def keep(x: Array, y: Array, deltas: Any) -> tuple[Any, Array]:
             delta = y.astype(jnp.float32) - x.astype(jnp.float32)
@@ -115,6 +117,10 @@ class TemporalDeltaCache(AbstractCachePolicy):
             skips=jnp.where(skipped, state.skips + 1, 0),
             computed=jnp.where(skipped, state.computed, state.computed + 1),
         )
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("gamma", "change")
 
     def nbytes(self, spec: PolicySpec) -> int:
         """What the deltas take."""

@@ -59,6 +59,12 @@ class Recipe:
             if name not in ACTIVATION_BITS:
                 hint = nearest(name, filter(None, ACTIVATION_BITS))
                 raise UserError(f'recipe "{self.name}": unknown activation format "{name}"; {hint}')
+        if "gamma" in self.precision.needs and "gamma" not in self.cache.measures:
+            cache = type(self.cache).__name__
+            raise UserError(
+                f'recipe "{self.name}": {type(self.precision).__name__} predicts from the relative change of blocks, '
+                f'which {cache} does not measure; set "measure" of NoCache or use TemporalDeltaCache'
+            )
         if formats and not any(rule.method for rule in self.weights):
             raise UserError(
                 f'recipe "{self.name}": activations in {", ".join(formats)} need quantized weights; add "weights" rules'

@@ -10,11 +10,12 @@ from micro_pipeline import MICRO, write_micro_pipeline
 from PIL import Image
 
 from sixbit_jax import block_statistics, recipes
-from sixbit_jax.block_statistics import BlockStatistics, outlier_ratio
+from sixbit_jax.block_statistics import BlockStatistics
 from sixbit_jax.components import Components
 from sixbit_jax.models.wan_config import GROUPS
 from sixbit_jax.pipeline import WanPipeline
 from sixbit_jax.policies import NoCache
+from sixbit_jax.policies.measures import outlier_ratio
 
 PROMPTS = ("a red circle moves left", "a blue star")
 

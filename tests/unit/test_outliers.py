@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from micro_pipeline import random_params
 
-from sixbit_jax.block_statistics import outlier_ratio
 from sixbit_jax.errors import UserError
 from sixbit_jax.models import wan, wan_modules
 from sixbit_jax.models.wan_config import GROUPS, WanConfig
+from sixbit_jax.policies.measures import outlier_ratio
 from sixbit_jax.tiny.outliers import SITES, Outliers, describe, plant
 
 CONFIG = WanConfig(num_layers=2, num_heads=2, ffn_dim=256, text_dim=16)
@@ -33,11 +33,8 @@ def run(params):
     latents = jax.random.normal(jax.random.key(2), (1, 2, 8, 8, 16))
     text = jax.random.normal(jax.random.key(3), (1, 7, 16))
     context = wan.embed_context(params, CONFIG, text)
-    runner = lambda compute, x, memory, decision: (compute(x), memory, {})
     timestep = jnp.array([700.0])
-    velocity, _, observed = wan.forward(
-        params, CONFIG, latents, timestep, context, run_block=runner, observe=outlier_ratio
-    )
+    velocity, _, observed = wan.forward(params, CONFIG, latents, timestep, context, observe=outlier_ratio)
     return velocity, observed["inputs"]
 
 

@@ -14,8 +14,9 @@ from sixbit_jax import schedulers
 from sixbit_jax.models import wan
 from sixbit_jax.models.wan_config import GROUPS, WanConfig
 from sixbit_jax.models.wan_modules import init_params
-from sixbit_jax.policies import FixedPrecision, NoCache, PolicySpec, StepInfo
+from sixbit_jax.policies import FixedPrecision, NoCache, PolicySpec, PredictedPrecision, StepInfo, TemporalDeltaCache
 from sixbit_jax.policies.cache import AbstractCachePolicy
+from sixbit_jax.policies.measures import outlier_ratio
 from sixbit_jax.policies.precision import AbstractPrecisionPolicy
 from sixbit_jax.routes import Route
 from sixbit_jax.sampler import Sampler, guide, sample
@@ -31,7 +32,7 @@ class Denoise:
 
     def __call__(self, params, latents, context, info, **plan):
         timestep = jnp.broadcast_to(info.timestep, latents.shape[:1])
-        return wan.forward(params, CONFIG, latents, timestep, context, **plan)
+        return wan.forward(params, CONFIG, latents, timestep, context, observe=outlier_ratio, **plan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class ReuseEveryOther(AbstractCachePolicy):
 
     def run(self, compute, x, memory, slot, skip):
         def computed(x, memory):
-            y = compute(x)
+            y, _ = compute(x)
             return y, lax.dynamic_update_index_in_dim(memory, y - x, slot, 0)
 
         def reused(x, memory):
@@ -87,7 +88,7 @@ def infos(guidance: float = 4.0) -> StepInfo:
 
 def build(cache=NoCache(), precision=FixedPrecision(), branches: int = 2) -> Sampler:
     tokens = int(np.prod(CONFIG.grid(SHAPE[1:4])))
-    spec = PolicySpec(CONFIG.num_layers, len(GROUPS), branches, STEPS, tokens, CONFIG.dim, "float32")
+    spec = PolicySpec(CONFIG.num_layers, GROUPS, branches, STEPS, tokens, CONFIG.dim, "float32")
     return Sampler(Denoise(), schedulers.get("unipc"), precision, cache, spec)
 
 
@@ -116,7 +117,7 @@ def forward_by_layer(params, latents, info, context, deltas, branch: int, skip: 
             nonlocal activations
             x = x if activations is None else activations
             if not skip:
-                deltas[branch, layer] = compute(x) - x
+                deltas[branch, layer] = compute(x)[0] - x
             activations = x + deltas[branch, layer]
             return activations, memory, ()
 
@@ -170,11 +171,11 @@ class Alternate(AbstractPrecisionPolicy):
     def init(self, spec):
         return ()
 
-    def decide(self, spec, state, info):
+    def decide(self, spec, state, info, skip):
         layer = jnp.arange(spec.layers)[:, None] >= 1
-        return jnp.broadcast_to(layer, (spec.layers, spec.groups)).astype(jnp.int32)
+        return jnp.broadcast_to(layer, (spec.layers, len(spec.groups))).astype(jnp.int32)
 
-    def update(self, spec, state, info, observed):
+    def update(self, spec, state, info, skipped, observed):
         return state
 
 
@@ -209,3 +210,24 @@ def test_one_compiled_program_serves_other_shifts_and_guidance():
     programs = run._cache_size()
     run(build(), params, contexts, noise, infos(guidance=6.0))
     assert run._cache_size() == programs
+
+
+def test_predicted_precision_and_delta_cache_decide_by_what_the_trace_shows():
+    """Routes worked out again from the observations before them: nothing else may enter a decision."""
+    tables = ((1.0,) * len(GROUPS),) * CONFIG.num_layers, ((0.0,) * len(GROUPS),) * CONFIG.num_layers
+    precision = PredictedPrecision(*tables, error_threshold=0.8, outlier_ratio=4.0)
+    cache = TemporalDeltaCache(tau=1e9, max_skips=1, warmup=2, cooldown=0, cache_format="f32")
+    params, contexts = model()
+    noise = jax.random.normal(jax.random.key(2), SHAPE)
+    _, trace = jax.jit(sample, static_argnums=0)(build(cache, precision), params, contexts, noise, infos())
+    trace = jax.tree.map(np.asarray, trace)
+    assert trace.skipped[2].all()
+    assert not trace.skipped[[0, 1, 3, 5]].any()
+    assert (trace.route[0] == 1).all()
+    for step, reused in ((1, False), (3, True)):
+        last = step - 2 if reused else step - 1
+        ratio = np.stack([trace.observed["inputs"][group][last] for group in GROUPS], axis=-1)
+        low = (trace.observed["gamma"][last] <= 0.8)[..., None] & np.ones(len(GROUPS), bool)
+        expected = np.where(ratio > 4.0, 2, 1) if reused else np.where(low, 0, 1)
+        np.testing.assert_array_equal(trace.route[step], expected)
+    assert len(np.unique(trace.route)) > 1

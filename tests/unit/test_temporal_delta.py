@@ -19,7 +19,7 @@ from sixbit_jax.sampler import Sampler, sample
 LAYERS, DIM, STEPS, BRANCHES = 4, 32, 16, 2
 SHAPE = (1, 1, 2, 4, DIM)
 TOKENS = 8
-SPEC = PolicySpec(LAYERS, 1, BRANCHES, STEPS, TOKENS, DIM, "float32")
+SPEC = PolicySpec(LAYERS, ("only",), BRANCHES, STEPS, TOKENS, DIM, "float32")
 
 
 def block(weight: jax.Array, x: jax.Array, time: jax.Array) -> jax.Array:
@@ -33,7 +33,8 @@ class Blocks:
     def __call__(self, params, latents, context, info, *, routes, route_index, run_block, memory, decisions):
         def layer(carry: Any, xs: Any) -> Any:
             weight, decision = xs
-            x, memory, observed = run_block(lambda x: block(weight, x, context + info.timestep / 1e3), *carry, decision)
+            compute = lambda x: (block(weight, x, context + info.timestep / 1e3), {})
+            x, memory, observed = run_block(compute, *carry, decision)
             return (x, memory), observed
 
         x = latents.reshape(1, TOKENS, DIM)

@@ -1,0 +1,16 @@
+"""What policies measure of activations. All in f32, all scalars."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def relative_change(x: Float[Array, "b s d"], y: Float[Array, "b s d"]) -> Float[Array, ""]:
+    """Γ of 6Bit-Diffusion: the L1 size of what a block adds, relative to its input."""
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    return jnp.abs(y - x).sum() / jnp.abs(x).sum()
+
+
+def outlier_ratio(x: Float[Array, "b s k"]) -> Float[Array, ""]:
+    """The loudest value over the mean magnitude."""
+    magnitude = jnp.abs(x.astype(jnp.float32))
+    return magnitude.max() / magnitude.mean()
