@@ -19,8 +19,8 @@ from sixbit_jax.formats import QuantizedWeight, effective_weight
 from sixbit_jax.linear import pallas, reference, xla
 from sixbit_jax.linear.spec import ACTIVATIONS, LinearSpec, Weight, describe, wrap
 
-# In order of preference. "pallas" is the faster one on Hopper, but not all of its kernels have run there yet: it is taken
-# by name until `tests/gpu` has passed.
+# In order of preference. "pallas" is the faster one on Hopper, but not all of its kernels have run there yet: until
+# `tests/gpu` has passed it is only taken by name.
 _IMPLEMENTATIONS = {
     "xla": Implementation(xla.supports, xla.run),
     "pallas": Implementation(pallas.supports, pallas.run),
