@@ -18,7 +18,7 @@ from jaxtyping import Float
 from sixbit_jax.models.wan_config import GROUPS
 from sixbit_jax.outputs import write_json, write_text
 from sixbit_jax.policies import NoCache
-from sixbit_jax.policies.measures import outlier_ratio
+from sixbit_jax.policies.measures import note_outlier_ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def collect(
 ) -> BlockStatistics:
     """Run `pipe` without a cache on every prompt. Keyword arguments are those of a call."""
     recipe = dataclasses.replace(pipe.recipe, cache=NoCache(measure=True))
-    observing = type(pipe)(pipe.components, recipe, observe=outlier_ratio)
+    observing = type(pipe)(pipe.components, recipe, observe=note_outlier_ratio)
     seen = []
     for prompt in prompts:
         report(prompt)

@@ -34,6 +34,10 @@ def channel_absmax(x: Float[Array, "b s k"]) -> Float32[Array, " k"]:
     return jnp.max(jnp.abs(x.astype(jnp.float32)), axis=(0, 1))
 
 
+def _note_absmax(group: str, x: Float[Array, "b s k"], weight: Any) -> Float32[Array, " k"]:
+    return channel_absmax(x)
+
+
 def collect(
     pipe: Any, prompts: Sequence[str], *, report: Callable[[str], None] = lambda prompt: None, **settings: Any
 ) -> StatisticsByComponent:
@@ -42,7 +46,7 @@ def collect(
         raise UserError(f"calibration runs the dense model; recipe {pipe.recipe.name} is quantized")
     if any(config.image_dim is not None for config in pipe.components.transformer_configs):
         raise UserError("calibration runs from prompts alone; this checkpoint continues an image")
-    observing = type(pipe)(pipe.components, pipe.recipe, observe=channel_absmax)
+    observing = type(pipe)(pipe.components, pipe.recipe, observe=_note_absmax)
     totals: list[dict[str, np.ndarray]] = [{} for _ in pipe.components.experts]
     for index, prompt in enumerate(prompts):
         report(prompt)

@@ -39,7 +39,7 @@ class WanDenoiser:
     configs: tuple[WanConfig, ...]
     attention: str | None = None
     token_multiple: int = 1
-    observe: Callable[[Array], Any] | None = None
+    observe: wan.Observe | None = None
 
     def contexts(
         self,

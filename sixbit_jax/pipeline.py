@@ -26,9 +26,10 @@ from sixbit_jax.explain import explain_components
 from sixbit_jax.linear import implementations as linear_implementations
 from sixbit_jax.models import umt5, vae
 from sixbit_jax.models.vae import Tiling, VAEConfig
+from sixbit_jax.models.wan import Observe
 from sixbit_jax.models.wan_config import GROUPS, TEXT_TOKENS, TRAIN_TIMESTEPS
 from sixbit_jax.policies import PolicySpec, StepInfo
-from sixbit_jax.policies.measures import outlier_ratio
+from sixbit_jax.policies.measures import note_outlier_ratio
 from sixbit_jax.quantize import StatisticsByPath
 from sixbit_jax.recipes import Recipe
 from sixbit_jax.sampler import Sampler, Trace, sample
@@ -60,7 +61,7 @@ class Result:
 class WanPipeline:
     """A loaded checkpoint under a recipe. Calling it makes one video; programs are compiled once per shape and kept."""
 
-    def __init__(self, components: Components, recipe: Recipe, observe: Callable[[Array], Any] | None = None):
+    def __init__(self, components: Components, recipe: Recipe, observe: Observe | None = None):
         self.components = components
         self.recipe = recipe
         self.observe = observe
@@ -169,7 +170,7 @@ class WanPipeline:
             dim=configs[0].dim,
             dtype=self.recipe.dtype,
         )
-        needed = outlier_ratio if "inputs" in self.recipe.precision.needs else None
+        needed = note_outlier_ratio if "inputs" in self.recipe.precision.needs else None
         denoiser = WanDenoiser(configs, self.recipe.attention, multiple, self.observe or needed)
         return Sampler(denoiser, schedulers.get(settings.solver), self.recipe.precision, self.recipe.cache, spec)
 

@@ -16,7 +16,7 @@ from micro_pipeline import random_params
 from sixbit_jax.errors import UserError
 from sixbit_jax.models import wan, wan_modules
 from sixbit_jax.models.wan_config import GROUPS, WanConfig
-from sixbit_jax.policies.measures import outlier_ratio
+from sixbit_jax.policies.measures import note_outlier_ratio
 from sixbit_jax.tiny.outliers import SITES, Outliers, describe, plant
 
 CONFIG = WanConfig(num_layers=2, num_heads=2, ffn_dim=256, text_dim=16)
@@ -34,7 +34,7 @@ def run(params):
     text = jax.random.normal(jax.random.key(3), (1, 7, 16))
     context = wan.embed_context(params, CONFIG, text)
     timestep = jnp.array([700.0])
-    velocity, _, observed = wan.forward(params, CONFIG, latents, timestep, context, observe=outlier_ratio)
+    velocity, _, observed = wan.forward(params, CONFIG, latents, timestep, context, observe=note_outlier_ratio)
     return velocity, observed["inputs"]
 
 

@@ -16,7 +16,7 @@ from sixbit_jax.models.wan_config import GROUPS, WanConfig
 from sixbit_jax.models.wan_modules import init_params
 from sixbit_jax.policies import FixedPrecision, NoCache, PolicySpec, PredictedPrecision, StepInfo, TemporalDeltaCache
 from sixbit_jax.policies.cache import AbstractCachePolicy
-from sixbit_jax.policies.measures import outlier_ratio
+from sixbit_jax.policies.measures import note_outlier_ratio
 from sixbit_jax.policies.precision import AbstractPrecisionPolicy
 from sixbit_jax.routes import Route
 from sixbit_jax.sampler import Sampler, guide, sample
@@ -32,7 +32,7 @@ class Denoise:
 
     def __call__(self, params, latents, context, info, **plan):
         timestep = jnp.broadcast_to(info.timestep, latents.shape[:1])
-        return wan.forward(params, CONFIG, latents, timestep, context, observe=outlier_ratio, **plan)
+        return wan.forward(params, CONFIG, latents, timestep, context, observe=note_outlier_ratio, **plan)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+"""Fit the precision predictor of a model: which linears bear few bits at which steps, told by the step before."""
+
+import argparse
+from pathlib import Path
+
+from sixbit_jax import cli
+
+DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "assets" / "tiny-wan"
+
+
+def parser() -> argparse.ArgumentParser:
+    p = cli.Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--model", default=str(DEFAULT_MODEL), help="dense checkpoint, diffusers folder, or hub id")
+    p.add_argument("--recipe", default="quarot-w4a4", help="whose error is predicted: one method, one format")
+    what = p.add_mutually_exclusive_group()
+    what.add_argument("--held-out", type=int, default=8, help="so many prompts of the tiny world's held-out ones")
+    what.add_argument("--prompts", type=Path, help="a .txt file, one prompt a line")
+    p.add_argument("--target-bits", type=float, default=6.0, help="width of the activations on average")
+    p.add_argument("--steps", type=int, help="denoising steps; default: the model's own")
+    p.add_argument("--seed", type=int, default=0, help="of the first prompt's noise; the others count on")
+    p.add_argument("--dtype", choices=("bf16", "f32"), default="f32", help="what the model computes in")
+    p.add_argument("--output", type=Path, default=Path("outputs/predictor"), help="folder of the preset and its report")
+    return p
+
+
+def main() -> None:
+    args = parser().parse_args()
+
+    from sixbit_jax.calibrating import calibrate_command
+
+    calibrate_command(args)
+
+
+if __name__ == "__main__":
+    cli.run(main)
