@@ -1,7 +1,11 @@
 """Settings every test runs under: the CPU, no silent broadcasting, no silent promotion."""
 
 import os
+import signal
 
+# A suite in the background inherits that Ctrl-C is ignored, and so would the programs whose Ctrl-C is tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Threads of XLA's CPU client. An interpreted GPU kernel blocks one per warpgroup: with two cores' worth it would hang.
