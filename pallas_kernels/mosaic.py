@@ -64,12 +64,13 @@ def swizzled(columns: int, dtype: Any) -> tuple[Any, ...]:
     return (plgpu.TilingTransform((8, 8 * swizzle // bits)), plgpu.SwizzleTransform(swizzle))
 
 
-_INDEX_IS_REQUIRED = inspect.signature(plgpu.load).parameters["idx"].default is inspect.Parameter.empty
+_INDEX = inspect.signature(plgpu.load).parameters.get("idx")
 
 
 def load(ref: Any, layout: Any) -> jax.Array:
-    """A shared-memory ref into registers, in a named layout. jax 0.10 wants an index, 0.11 deprecates it."""
-    return plgpu.load(ref, *([()] if _INDEX_IS_REQUIRED else []), layout=layout)
+    """A shared-memory ref into registers, in a named layout. jax 0.10 wants an index, 0.11 deprecates it, 0.12 has none."""
+    index_is_required = _INDEX is not None and _INDEX.default is inspect.Parameter.empty
+    return plgpu.load(ref, *([()] if index_is_required else []), layout=layout)
 
 
 @functools.cache
