@@ -68,7 +68,7 @@ _INDEX = inspect.signature(plgpu.load).parameters.get("idx")
 
 
 def load(ref: Any, layout: Any) -> jax.Array:
-    """A shared-memory ref into registers, in a named layout. jax 0.10 wants an index, 0.11 deprecates it, 0.12 has none."""
+    """A shared-memory ref into registers, in a named layout. jax 0.10 wants an index, 0.12 has none."""
     index_is_required = _INDEX is not None and _INDEX.default is inspect.Parameter.empty
     return plgpu.load(ref, *([()] if index_is_required else []), layout=layout)
 
