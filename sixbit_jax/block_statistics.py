@@ -80,9 +80,7 @@ def to_markdown(statistics: BlockStatistics, facts: dict[str, Any]) -> str:
 
 def _observe(pipe: Any, settings: Any) -> dict[str, Any]:
     """One video: arrays (i, l), the guidance branches averaged."""
-    arguments = (pipe.encode_text(settings), pipe.initial_latents(settings), pipe.infos(settings), None, None)
-    _, trace = pipe.denoise_program(settings, arguments)(pipe.components.experts, *arguments)
-    return jax.tree.map(lambda values: np.asarray(values).mean(1), trace.observed)
+    return jax.tree.map(lambda values: values.mean(1), pipe.observed(settings))
 
 
 def _rounded(values: Float[np.ndarray, "i l"]) -> list[list[float]]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
@@ -82,9 +81,7 @@ def load(path: Path) -> StatisticsByComponent:
 def _observe(pipe: Any, settings: Any) -> list[dict[str, np.ndarray]]:
     """One video: per expert, the absmax (l, k) of each weight's input over the steps that ran on it."""
     text, infos = pipe.encode_text(settings), pipe.infos(settings)
-    arguments = (text, pipe.initial_latents(settings), infos, None, None)
-    _, trace = pipe.denoise_program(settings, arguments)(pipe.components.experts, *arguments)
-    inputs = jax.tree.map(np.asarray, trace.observed["inputs"])  # group -> (i, e, l, k)
+    inputs = pipe.observed(settings)["inputs"]  # group -> (i, e, l, k)
     seen = []
     for expert, params in enumerate(pipe.components.experts):
         ran = np.asarray(infos.expert) == expert

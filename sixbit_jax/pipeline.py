@@ -122,6 +122,12 @@ class WanPipeline:
         video = watch("decode", lambda: self.decode(denoised))
         return Result(video, to_channels_first(denoised), jax.tree.map(np.asarray, trace), watch.seconds, chosen)
 
+    def observed(self, settings: Settings) -> dict[str, Any]:
+        """What the blocks of one run from a prompt measured, steps and branches leading. No video is made."""
+        arguments = (self.encode_text(settings), self.initial_latents(settings), self.infos(settings), None, None)
+        _, trace = self.denoise_program(settings, arguments)(self.components.experts, *arguments)
+        return jax.tree.map(np.asarray, trace.observed)
+
     def explain(self, **settings: Any) -> str:
         """A line for every linear: how it is stored, what its activations are rounded to, what runs it and why."""
         chosen = self.settings(**settings)

@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
@@ -71,7 +70,5 @@ def collect(
 
 
 def _observe(pipe: Any, settings: Any) -> tuple[np.ndarray, np.ndarray]:
-    arguments = (pipe.encode_text(settings), pipe.initial_latents(settings), pipe.infos(settings), None, None)
-    _, trace = pipe.denoise_program(settings, arguments)(pipe.components.experts, *arguments)
-    observed = jax.tree.map(np.asarray, trace.observed)
+    observed = pipe.observed(settings)
     return observed["gamma"], np.stack([observed["inputs"][group] for group in GROUPS], axis=-1)
