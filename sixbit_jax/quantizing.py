@@ -7,7 +7,6 @@ Only packed parameters pile up in memory; of the dense ones there is one at a ti
 
 import argparse
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from sixbit_jax import calibrate, checkpoint, recipes
 from sixbit_jax.components import MODELS
 from sixbit_jax.errors import UserError
-from sixbit_jax.formats import QuantizedWeight
+from sixbit_jax.formats import QuantizedWeight, stored_bytes
 from sixbit_jax.manifest import flatten
 from sixbit_jax.quantize import StatisticsByPath, check_statistics, plan, quantize, quantize_leaf
 from sixbit_jax.recipes import DTYPES, Recipe
@@ -119,7 +118,7 @@ def quantize_checkpoint(
         check_statistics(each.abstract, plan(each.abstract, recipe, each.name), recipe, known, each.name)
     with checkpoint.draft(output, overwrite=overwrite) as draft:
         expected = (quantize(each.abstract, recipe, component=each.name) for each in source.components)
-        refuse_full_disk(output, sum(map(_nbytes, expected)) + _MANIFEST_BYTES)
+        refuse_full_disk(output, sum(map(stored_bytes, expected)) + _MANIFEST_BYTES)
         results = [_convert(each, draft, recipe, (statistics or {}).get(each.name)) for each in source.components]
         if source.tokenizer:
             draft.add_tokenizer(source.tokenizer)
@@ -174,17 +173,13 @@ def _convert(part: Dense, draft: checkpoint.Draft, recipe: Recipe, statistics: S
     stored = recipes.to_json(recipe) if methods else None
     draft.add(part.name, part.kind, part.config.to_dict(), part.dtype, params, stored)
     seconds = time.perf_counter() - start
-    return Quantized(part.name, len(methods), _nbytes(part.abstract), _nbytes(params), seconds)
+    return Quantized(part.name, len(methods), stored_bytes(part.abstract), stored_bytes(params), seconds)
 
 
 def _to_host(
     path: str, array: np.ndarray, methods: Mapping[str, Any], statistics: StatisticsByPath | None
 ) -> QuantizedWeight:
     return jax.tree.map(np.asarray, quantize_leaf(path, jnp.asarray(array), methods[path], statistics))
-
-
-def _nbytes(tree: Params) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _describe(result: Quantized) -> str:

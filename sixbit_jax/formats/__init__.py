@@ -22,6 +22,7 @@ from sixbit_jax.formats.nvfp4 import (
     quantize_nvfp4,
 )
 from sixbit_jax.formats.packing import pack_nibbles, unpack_nibbles
+from sixbit_jax.formats.storage import stored_bytes
 from sixbit_jax.formats.weight import QuantizedWeight, effective_weight, main_weight
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "per_value",
     "quantize_int8",
     "quantize_nvfp4",
+    "stored_bytes",
     "straight_through",
     "to_int8",
     "unpack_int4",

@@ -8,7 +8,6 @@ zero point `z` of codes 0 to 15 is `offset = (8 - z) · scale`, and costs a prod
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int8
 
 from sixbit_jax.formats.packing import pack_nibbles, unpack_nibbles
+from sixbit_jax.formats.storage import stored_bytes
 
 
 @jax.tree_util.register_dataclass
@@ -42,7 +42,7 @@ class Int4Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the codes and of the scales."""
-        return sum(math.prod(part.shape) * part.dtype.itemsize for part in jax.tree.leaves(self))
+        return stored_bytes(self)
 
 
 def pack_int4(codes: Int8[Array, "*batch k"], scale: Float32[Array, "*batch g"]) -> Int4Tensor:

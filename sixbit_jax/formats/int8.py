@@ -7,7 +7,6 @@ One scale per row (of a weight: per output channel; of an activation: per token)
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from jaxtyping import Array, Float, Float32, Shaped
 
 from sixbit_jax.formats.checks import pad_to_multiple, require_float
 from sixbit_jax.formats.rounding import SMALLEST_AMAX, divide, round_to_integer
+from sixbit_jax.formats.storage import stored_bytes
 
 INT8_MAX = 127.0
 
@@ -46,7 +46,7 @@ class Int8Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the codes and of the scales."""
-        return sum(math.prod(part.shape) * part.dtype.itemsize for part in jax.tree.leaves(self))
+        return stored_bytes(self)
 
 
 def quantize_int8(

@@ -16,7 +16,6 @@ The steps, which other implementations repeat bit by bit:
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -28,6 +27,7 @@ from sixbit_jax.formats.checks import pad_to_multiple, require_float
 from sixbit_jax.formats.e2m1 import E2M1_MAX, encode_e2m1
 from sixbit_jax.formats.packing import pack_nibbles
 from sixbit_jax.formats.rounding import SMALLEST_AMAX, divide
+from sixbit_jax.formats.storage import stored_bytes
 
 BLOCK = 16
 E4M3_MAX = 448.0
@@ -63,7 +63,7 @@ class NVFP4Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the codes and of both scales."""
-        return sum(math.prod(part.shape) * part.dtype.itemsize for part in jax.tree.leaves(self))
+        return stored_bytes(self)
 
 
 def quantize_nvfp4(

@@ -11,7 +11,6 @@ group) times that value. The low-rank branch runs in 16 bits on the smoothed, un
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from jaxtyping import Array, Float32
 from sixbit_jax.formats.dequantize import dequantize
 from sixbit_jax.formats.hadamard import hadamard
 from sixbit_jax.formats.int8 import per_value
+from sixbit_jax.formats.storage import stored_bytes
 
 
 @jax.tree_util.register_dataclass
@@ -51,7 +51,7 @@ class QuantizedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of every part."""
-        return sum(math.prod(part.shape) * part.dtype.itemsize for part in jax.tree.leaves(self))
+        return stored_bytes(self)
 
 
 def main_weight(w: QuantizedWeight) -> Float32[Array, "*batch n k"]:

@@ -5,7 +5,6 @@ has one scale per token; NVFP4 blocks of 16 with one tensor scale per slot.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from sixbit_jax.formats import dequantize, quantize_int8, quantize_nvfp4
+from sixbit_jax.formats import dequantize, quantize_int8, quantize_nvfp4, stored_bytes
 
 Store: TypeAlias = Any
 
@@ -50,7 +49,7 @@ def slot_bytes(name: str, shape: tuple[int, ...]) -> int:
     >>> slot_bytes("bf16", (1, 32760, 1536)), slot_bytes("int8", (1, 32760, 1536))
     (100638720, 50450400)
     """
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(_abstract(name, shape)))
+    return stored_bytes(_abstract(name, shape))
 
 
 def write(name: str, store: Store, slot: Int[Array, ""], delta: Float[Array, "b s d"]) -> Store:
