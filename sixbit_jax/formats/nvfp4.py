@@ -151,6 +151,7 @@ def encode_nvfp4(
 
 def in_blocks(x: Shaped[Array, "*batch k"]) -> Shaped[Array, "*batch g 16"]:
     """The last axis cut into blocks."""
+    x = pad_to_multiple("nvfp4", x, BLOCK, pad=False)
     return x.reshape(*x.shape[:-1], x.shape[-1] // BLOCK, BLOCK)
 
 
