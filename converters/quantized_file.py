@@ -22,7 +22,7 @@ import numpy as np
 from converters.read import Reader, open_files
 from converters.safetensors_file import read_metadata, write_file
 from sixbit_jax.errors import UserError
-from sixbit_jax.formats import Int4Tensor, Int8Tensor, NVFP4Tensor, QuantizedWeight
+from sixbit_jax.formats import Int4Tensor, Int8Tensor, NVFP4Tensor, QuantizedWeight, check_parts
 
 _FORMATS = {kind.__name__: kind for kind in (NVFP4Tensor, Int8Tensor, Int4Tensor)}
 
@@ -55,7 +55,17 @@ def read_quantized(path: Path) -> dict[str, Any]:
     # The longest name last, so that it wins where one name begins with another.
     inside = {key: name for name in sorted(kinds, key=len) for key in reader.tensors if key.startswith(f"{name}.")}
     names = dict.fromkeys(inside.get(key, key) for key in reader.tensors)
-    return {name: _read(reader, name, kinds[name]) if name in kinds else _array(reader, name) for name in names}
+    tensors = {name: _read(reader, name, kinds[name]) if name in kinds else _array(reader, name) for name in names}
+    for name in kinds:
+        _check(path, name, tensors[name])
+    return tensors
+
+
+def _check(path: Path, name: str, tensor: Any) -> None:
+    try:
+        check_parts(tensor, name)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _arrays(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -29,7 +29,11 @@ _COMPONENTS = ("transformer", "transformer_2")
 
 
 def channel_absmax(x: Float[Array, "b s k"]) -> Float32[Array, " k"]:
-    """The largest magnitude of each channel over batch and tokens."""
+    """The largest magnitude of each channel over batch and tokens.
+
+    >>> channel_absmax(jnp.array([[[1.0, -2.0], [-3.0, 0.5]]])).tolist()
+    [3.0, 2.0]
+    """
     return jnp.max(jnp.abs(x.astype(jnp.float32)), axis=(0, 1))
 
 

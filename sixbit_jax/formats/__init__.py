@@ -22,6 +22,7 @@ from sixbit_jax.formats.nvfp4 import (
     quantize_nvfp4,
 )
 from sixbit_jax.formats.packing import pack_nibbles, unpack_nibbles
+from sixbit_jax.formats.parts import check_parts
 from sixbit_jax.formats.storage import stored_bytes
 from sixbit_jax.formats.weight import QuantizedWeight, effective_weight, main_weight
 
@@ -32,6 +33,7 @@ __all__ = [
     "QuantizedTensor",
     "QuantizedWeight",
     "check_finite",
+    "check_parts",
     "decode_e2m1",
     "dequantize",
     "effective_weight",

@@ -17,6 +17,7 @@ from sixbit_jax.dispatch import Choice, Implementation, choose
 from sixbit_jax.errors import nearest
 from sixbit_jax.formats import QuantizedWeight, effective_weight
 from sixbit_jax.linear import pallas, reference, xla
+from sixbit_jax.linear.checks import check_operands
 from sixbit_jax.linear.spec import ACTIVATIONS, LinearSpec, Weight, describe, wrap
 
 # In order of preference. "pallas" is the faster one on Hopper, but not all of its kernels have run there yet: until
@@ -29,7 +30,11 @@ _IMPLEMENTATIONS = {
 
 
 def implementations() -> tuple[str, ...]:
-    """The names `linear(implementation=…)` takes, fastest first."""
+    """The names `linear(implementation=…)` takes, in the order in which None tries them.
+
+    >>> implementations()
+    ('xla', 'pallas', 'reference')
+    """
     return tuple(_IMPLEMENTATIONS)
 
 
@@ -57,6 +62,7 @@ def linear(
     >>> linear(jnp.ones((2, 16)), quantize_nvfp4(jnp.ones((4, 16))), act="int8")[0].tolist()
     [16.0, 16.0, 16.0, 16.0]
     """
+    check_operands(x, w, bias)
     w = wrap(w)
     choice = _choose(x, w, act, implementation)
     if isinstance(w, QuantizedWeight):
@@ -71,6 +77,7 @@ def explain(x: Any, w: Any, *, act: str | None = None) -> Choice:
     >>> explain(jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((4, 3), jnp.float32)).name
     'xla'
     """
+    check_operands(x, w)
     return _choose(x, wrap(w), act, None)
 
 
@@ -86,10 +93,6 @@ def spec(x: Any, w: Any, *, act: str | None = None) -> LinearSpec:
 
 
 def _choose(x: Any, w: Any, act: str | None, implementation: str | None) -> Choice:
-    if len(w.shape) != 2:
-        raise ValueError(f"linear: w has shape {tuple(w.shape)}, expected (n, k); scan over stacked layers")
-    if x.shape[-1] != w.shape[-1]:
-        raise ValueError(f"linear: x ends in {x.shape[-1]} features, w expects {w.shape[-1]} (w is (n, k))")
     if act is not None and act not in ACTIVATIONS:
         raise ValueError(f'linear: unknown activation format "{act}"; {nearest(act, ACTIVATIONS)}, or None')
     return choose("linear", _IMPLEMENTATIONS, describe(x, w, act), implementation)

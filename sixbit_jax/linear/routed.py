@@ -22,6 +22,13 @@ def routed_linear(
     """`linear` under `routes[index]`. One compiled branch per route; a single route costs no branch at all.
 
     Routes speak of quantized weights. One that its recipe keeps dense multiplies in its own dtype under all of them.
+
+    >>> import jax.numpy as jnp
+    >>> from sixbit_jax.formats import quantize_nvfp4
+    >>> x, w = jnp.full((1, 16), 0.9), quantize_nvfp4(jnp.ones((1, 16)))
+    >>> four_bits, sixteen = Route("nvfp4"), Route(None)
+    >>> [routed_linear(x, w, None, (four_bits, sixteen), jnp.int32(index)).shape for index in (0, 1)]
+    [(1, 1), (1, 1)]
     """
     if isinstance(w, jax.Array):
         routes = [Route(None, route.implementation if route.act is None else None) for route in routes]

@@ -20,7 +20,11 @@ __all__ = ["DTYPES", "Recipe", "WeightRule", "from_json", "get", "load", "names"
 
 
 def load(name_or_file: str) -> Recipe:
-    """A preset, or the recipe in a JSON file."""
+    """A preset, or the recipe in a JSON file.
+
+    >>> load("w4a8") == get("w4a8")
+    True
+    """
     if not name_or_file.endswith(".json"):
         return get(name_or_file)
     try:

@@ -38,7 +38,11 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_json(data: Any) -> Recipe:
-    """The recipe that `to_json` wrote, or a person in its form."""
+    """The recipe that `to_json` wrote, or a person in its form. What a field's default says need not be there.
+
+    >>> from_json({"kind": "Recipe", "name": "mine", "dtype": "f32"}) == Recipe("mine", dtype="f32")
+    True
+    """
     recipe = _decode(data)
     if not isinstance(recipe, Recipe):
         raise UserError('recipe: the outermost "kind" must be "Recipe"')

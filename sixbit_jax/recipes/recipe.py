@@ -85,5 +85,10 @@ class Recipe:
 
 
 def with_text_encoder(recipe: Recipe, other: Recipe) -> Recipe:
-    """`recipe` with the text encoder's weights stored as `other` stores a transformer's."""
+    """`recipe` with the text encoder's weights stored as `other` stores a transformer's.
+
+    >>> both = with_text_encoder(Recipe("mine"), Recipe("other", weights=(WeightRule("blocks/*"),)))
+    >>> both.rules("text_encoder")
+    (WeightRule(paths='blocks/*', method=None),)
+    """
     return dataclasses.replace(recipe, text_encoder=other.weights)

@@ -72,3 +72,13 @@ def test_damage_is_named(tmp_path, kind, message):
     write_file(path, [("a.scale", array)], {"a.scale": (array.dtype, array.shape)}, {"quantized": kind})
     with pytest.raises(UserError, match=message):
         read_quantized(path)
+
+
+def test_parts_that_do_not_belong_together_are_named(tmp_path):
+    """A file that another program edited: the codes of an INT8 tensor are there, as unsigned bytes."""
+    path = tmp_path / "q.safetensors"
+    arrays = {"a.data": np.ones((2, 4), np.uint8), "a.scale": np.ones((2, 1), np.float32)}
+    described = {key: (array.dtype, array.shape) for key, array in arrays.items()}
+    write_file(path, arrays.items(), described, {"quantized": '{"a": {"type": "Int8Tensor"}}'})
+    with pytest.raises(UserError, match=r"q\.safetensors: a\.data is uint8; it must be int8"):
+        read_quantized(path)
