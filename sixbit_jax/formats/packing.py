@@ -1,6 +1,8 @@
 """Two four-bit codes in a byte, the first in the low nibble: the order of ModelOpt, torchao and XLA's own bitcast."""
 
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, UInt8
 
 
@@ -12,7 +14,9 @@ def pack_nibbles(codes: UInt8[Array, "*batch k"]) -> UInt8[Array, "*batch kp"]:
     ['0x21', '0x43']
     """
     pairs = codes.reshape(*codes.shape[:-1], codes.shape[-1] // 2, 2)
-    return pairs[..., 0] | (pairs[..., 1] << 4)
+    # A reduction, because XLA does not repeat it: what takes the pairs apart by slices is fused with all that made the
+    # codes, once for each half, and again for every reader.
+    return lax.reduce(pairs << _shifts(pairs), np.uint8(0), lax.bitwise_or, (codes.ndim,))
 
 
 def unpack_nibbles(packed: UInt8[Array, "*batch kp"]) -> UInt8[Array, "*batch k"]:
@@ -24,5 +28,8 @@ def unpack_nibbles(packed: UInt8[Array, "*batch kp"]) -> UInt8[Array, "*batch k"
     """
     # Shifts by 0 and 4 along a new axis fuse into what reads the codes; stacking two halves would write them out.
     pairs = jnp.broadcast_to(packed[..., None], (*packed.shape, 2))
-    shifts = jnp.array([0, 4], jnp.uint8).reshape((1,) * packed.ndim + (2,))
-    return ((pairs >> jnp.broadcast_to(shifts, pairs.shape)) & 15).reshape(*packed.shape[:-1], 2 * packed.shape[-1])
+    return ((pairs >> _shifts(pairs)) & 15).reshape(*packed.shape[:-1], 2 * packed.shape[-1])
+
+
+def _shifts(pairs: UInt8[Array, "*batch 2"]) -> UInt8[Array, "*batch 2"]:
+    return jnp.broadcast_to(jnp.array([0, 4], jnp.uint8), pairs.shape)
