@@ -10,6 +10,7 @@ layout is in docs/formats.md. Imports jax only.
 from sixbit_jax.formats.checks import check_finite
 from sixbit_jax.formats.dequantize import QuantizedTensor, dequantize, expand_nvfp4, to_int8, value_scales
 from sixbit_jax.formats.e2m1 import decode_e2m1, encode_e2m1
+from sixbit_jax.formats.e4m3 import decode_e4m3
 from sixbit_jax.formats.gradients import straight_through
 from sixbit_jax.formats.hadamard import hadamard
 from sixbit_jax.formats.int4 import Int4Tensor, pack_int4, unpack_int4
@@ -35,6 +36,7 @@ __all__ = [
     "check_finite",
     "check_parts",
     "decode_e2m1",
+    "decode_e4m3",
     "dequantize",
     "effective_weight",
     "encode_e2m1",

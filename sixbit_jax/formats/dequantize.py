@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from sixbit_jax.formats.e2m1 import decode_e2m1
+from sixbit_jax.formats.e4m3 import decode_e4m3
 from sixbit_jax.formats.int4 import Int4Tensor, unpack_int4
 from sixbit_jax.formats.int8 import Int8Tensor, encode_int8, int8_scale, per_value
 from sixbit_jax.formats.nvfp4 import NVFP4Tensor, in_blocks, lead
@@ -67,7 +68,7 @@ def expand_nvfp4(t: NVFP4Tensor, dtype: Any = jnp.bfloat16) -> Float[Array, "*ba
     Array(2688, dtype=bfloat16)
     """
     codes = decode_e2m1(unpack_nibbles(t.packed), dtype)
-    return (in_blocks(codes) * t.block_scale.astype(dtype)[..., None]).reshape(t.shape)
+    return (in_blocks(codes) * decode_e4m3(t.block_scale, dtype)[..., None]).reshape(t.shape)
 
 
 def value_scales(t: QuantizedTensor) -> Float32[Array, "..."]:
@@ -79,7 +80,7 @@ def value_scales(t: QuantizedTensor) -> Float32[Array, "..."]:
     [[1.0, 1.0], [2.0, 2.0]]
     """
     if isinstance(t, NVFP4Tensor):
-        blocks = t.block_scale.astype(jnp.float32) * lead(t.tensor_scale, t.ndim)
+        blocks = decode_e4m3(t.block_scale) * lead(t.tensor_scale, t.ndim)
         return per_value(blocks, t.shape)
     return per_value(t.scale, t.shape)
 

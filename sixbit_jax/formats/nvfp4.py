@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Float32, Shaped
 
 from sixbit_jax.formats.checks import pad_to_multiple, require_float
 from sixbit_jax.formats.e2m1 import E2M1_MAX, encode_e2m1
+from sixbit_jax.formats.e4m3 import decode_e4m3
 from sixbit_jax.formats.packing import pack_nibbles
 from sixbit_jax.formats.rounding import SMALLEST_AMAX, divide
 from sixbit_jax.formats.storage import stored_bytes
@@ -144,7 +145,7 @@ def encode_nvfp4(
     blocks = in_blocks(x.astype(jnp.float32))
     # Multiplied by the reciprocal, not divided: what the GPU kernels of other projects do, to the bit.
     outer = lead(divide(jnp.ones_like(tensor_scale), tensor_scale), block_scale.ndim)
-    inverse = divide(jnp.broadcast_to(outer, block_scale.shape), block_scale.astype(jnp.float32))
+    inverse = divide(jnp.broadcast_to(outer, block_scale.shape), decode_e4m3(block_scale))
     codes = encode_e2m1(blocks * inverse[..., None], key)
     return NVFP4Tensor(pack_nibbles(codes.reshape(x.shape)), block_scale, tensor_scale)
 

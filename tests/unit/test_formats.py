@@ -15,6 +15,7 @@ from sixbit_jax.formats import (
     NVFP4Tensor,
     check_finite,
     decode_e2m1,
+    decode_e4m3,
     dequantize,
     encode_e2m1,
     encode_int8,
@@ -70,6 +71,16 @@ class TestE2M1:
         packed = pack_nibbles(encode_e2m1(jnp.asarray(E2M1)))
         pairs = jax.lax.bitcast_convert_type(packed, jnp.float4_e2m1fn)
         np.testing.assert_array_equal(pairs.astype(jnp.float32).reshape(-1), E2M1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_every_e4m3_code_decodes_as_the_dtype_does(dtype):
+    codes = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)
+    ours = np.asarray(jax.jit(decode_e4m3, static_argnums=1)(jnp.asarray(codes), dtype))
+    theirs = codes.astype(dtype)
+    nan = np.isnan(theirs)
+    assert nan.sum() == 2 and np.isnan(ours[nan]).all()
+    np.testing.assert_array_equal(ours[~nan].view(f"u{ours.itemsize}"), theirs[~nan].view(f"u{ours.itemsize}"))
 
 
 class TestStochasticRounding:
