@@ -13,6 +13,7 @@ def parser() -> argparse.ArgumentParser:
     p = cli.Parser(description=__doc__)
     commands = p.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
     _vae_flags(_stage(commands, "vae", "stage 1: the autoencoder", rate=1e-3, batch=32, chunk=20))
+    _adopt_flags(_command(commands, "adopt", "in place of stage 1: take the autoencoder of a folder"))
     _dit_flags(_stage(commands, "dit", "stage 2: text encoder and transformer", rate=2e-3, batch=128, chunk=50))
     _export_flags(_command(commands, "export", "write a folder in diffusers' layout"))
     return p
@@ -48,6 +49,11 @@ def _vae_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--checked", type=int, default=64, help="held-out videos of the report")
     p.add_argument("--measured", type=int, default=2048, help="videos of the latent statistics")
     p.set_defaults(run="vae")
+
+
+def _adopt_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--input", type=Path, required=True, help="a folder in diffusers' layout")
+    p.set_defaults(run="adopt")
 
 
 def _dit_flags(p: argparse.ArgumentParser) -> None:

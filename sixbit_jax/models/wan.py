@@ -10,7 +10,7 @@ f32: time embedding, modulation, norm statistics, gated residual adds, rotation.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -28,6 +28,8 @@ from sixbit_jax.models.wan_config import GROUPS, WanConfig
 from sixbit_jax.routes import Route
 from sixbit_jax.shapes import Params
 
+# (q, k, v) -> what the queries gather
+Attend: TypeAlias = Callable[..., Array]
 # (group, x, weight) -> what to note of a linear group's input
 Observe: TypeAlias = Callable[[str, Array, Any], Any]
 # x -> the block's output, and what was noted of the inputs of its linears
@@ -94,6 +96,7 @@ def forward(
     memory: Any = (),
     decisions: Any = (),
     attention_implementation: str | None = None,
+    attend_text: Attend | None = None,
     token_multiple: int = 1,
     unroll: int = 1,
     observe: Observe | None = None,
@@ -105,7 +108,8 @@ def forward(
 
     `observe` is called on the input and the weight of every group; what it returns is noted as `inputs`, by group. It
     sees padding tokens too.
-    `unroll` layers become one step of the scan: for training, which pays for every stack a scan writes.
+    For training: `unroll` layers become one step of the scan, which pays for every stack a scan writes; `attend_text`
+    attends to the prompt's rows in place of `attention`.
     """
     grid = config.grid(latents.shape[1:4])
     tokens = int(np.prod(grid))
@@ -122,6 +126,7 @@ def forward(
         p, layer_context, index, decision = xs
 
         attend = functools.partial(attention, implementation=attention_implementation)
+        attend_to: dict[str, Attend] = {"video": attend, "text": attend_text or attend}
 
         def compute(x: Array) -> tuple[Array, dict[str, Any]]:
             inputs = {}
@@ -131,7 +136,7 @@ def forward(
                     inputs[group] = observe(group, x, p["weight"])
                 return routed_linear(x, p["weight"], p["bias"], routes, index[GROUPS.index(group)])
 
-            y = block(p, config, x, per_block, (cos, sin), layer_context, tokens, project, attend)
+            y = block(p, config, x, per_block, (cos, sin), layer_context, tokens, project, attend_to)
             return y, {"inputs": inputs} if inputs else {}
 
         x, memory, observed = run_block(compute, x, memory, decision)
@@ -151,7 +156,7 @@ def block(
     context: Context,
     tokens: int,
     project: Callable[[str, Array, Params], Array],
-    attend: Callable[..., Array],
+    attend_to: Mapping[str, Attend],
 ) -> Float[Array, "b s d"]:
     """One layer: self-attention, cross-attention, feed-forward. `tokens` of the rows are real, the rest padding."""
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = jnp.moveaxis(p["modulation"][None] + modulation, 1, 0)[
@@ -159,10 +164,10 @@ def block(
     ]
 
     y = modulate(layer_norm(x, config.eps), shift, scale).astype(x.dtype)
-    x = _gated_add(x, self_attention(p["self_attention"], config, y, rope, tokens, project, attend), gate)
+    x = _gated_add(x, self_attention(p["self_attention"], config, y, rope, tokens, project, attend_to["video"]), gate)
 
     y = layer_norm(x, config.eps, **p["cross_norm"]).astype(x.dtype)
-    x = x + cross_attention(p["cross_attention"], config, y, context, project, attend)
+    x = x + cross_attention(p["cross_attention"], config, y, context, project, attend_to["text"])
 
     y = modulate(layer_norm(x, config.eps), ffn_shift, ffn_scale).astype(x.dtype)
     hidden = gelu_tanh(project("ffn_in", y, p["ffn_in"])).astype(x.dtype)
@@ -176,7 +181,7 @@ def self_attention(
     rope: tuple[Float[Array, "s c"], Float[Array, "s c"]],
     tokens: int,
     project: Callable[[str, Array, Params], Array],
-    attend: Callable[..., Array],
+    attend: Attend,
 ) -> Float[Array, "b s d"]:
     q, k, v = jnp.split(project("self_qkv", x, p["qkv"]), 3, axis=-1)
     q = rotate(_heads(rms_norm(q, config.eps, **p["norm_q"]), config), *rope).astype(x.dtype)
@@ -191,7 +196,7 @@ def cross_attention(
     x: Float[Array, "b s d"],
     context: Context,
     project: Callable[[str, Array, Params], Array],
-    attend: Callable[..., Array],
+    attend: Attend,
 ) -> Float[Array, "b s d"]:
     """Every prompt row is seen, the zero rows of a short prompt too: the reference has no mask here."""
     q = _heads(rms_norm(project("cross_q", x, p["q"]), config.eps, **p["norm_q"]).astype(x.dtype), config)

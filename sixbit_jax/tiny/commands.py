@@ -12,7 +12,7 @@ from sixbit_jax.tiny.export import Defaults, export
 from sixbit_jax.tiny.optimizer import OptimizerConfig
 from sixbit_jax.tiny.sizes import SIZES
 from sixbit_jax.tiny.train_dit import DiTRun, train_dit
-from sixbit_jax.tiny.train_vae import VAERun, train_vae
+from sixbit_jax.tiny.train_vae import VAERun, adopt_vae, train_vae
 from sixbit_jax.tiny.training import Budget, Stage
 
 # Flags that change what a run computes; a resumed run must repeat them.
@@ -31,6 +31,14 @@ def vae(args: argparse.Namespace) -> None:
     report = train_vae(run, _stage("vae", args, _VAE_SETTINGS), budget, resume=args.resume)
     (args.work / "vae-report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report))
+
+
+def adopt(args: argparse.Namespace) -> None:
+    target = args.work / "vae.npz"
+    if target.exists() and not args.overwrite:
+        raise UserError(f"--work: {target} exists; add --overwrite to replace it")
+    adopt_vae(args.work, args.input)
+    print(f"wrote {target}: the autoencoder of {args.input}")
 
 
 def dit(args: argparse.Namespace) -> None:

@@ -61,7 +61,8 @@ def _denoise(
     # The empty prompt: its end and nothing else.
     is_first = jnp.broadcast_to((jnp.arange(ids.shape[1]) == 0)[None], ids.shape)
     empty_ids, empty_mask = jnp.where(is_first, END_ID, PAD_ID).astype(ids.dtype), is_first.astype(mask.dtype)
-    both = flow.read_captions(params, sizes, jnp.concatenate([ids, empty_ids]), jnp.concatenate([mask, empty_mask]))
+    doubled_ids, doubled_mask = jnp.concatenate([ids, empty_ids]), jnp.concatenate([mask, empty_mask])
+    both = flow.as_sampled(flow.read_captions(params, sizes, doubled_ids, doubled_mask))
     scheduler = schedulers.get("unipc")
 
     def step(carry: tuple[Array, Any], info: StepPlan) -> tuple[tuple[Array, Any], None]:

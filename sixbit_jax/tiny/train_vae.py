@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sixbit_jax.components import Components
 from sixbit_jax.evaluate.contact_sheet import write_contact_sheet
 from sixbit_jax.evaluate.metrics import psnr
 from sixbit_jax.models import vae
@@ -62,6 +63,13 @@ def train_vae(run: VAERun, stage: Stage, budget: Budget, *, resume: bool) -> dic
     report = _check(run, stage.work, run.sizes.vae, state)
     save_tree(stage.work / "vae.npz", state.ema, {"config": config.to_dict(), "report": report})
     return report
+
+
+def adopt_vae(work: Path, folder: Path) -> None:
+    """The autoencoder of a pipeline folder as the result of the stage: its weights have been rounded to f16 once."""
+    components = Components.load(folder, "f32")
+    facts = {"config": components.vae_config.to_dict(), "report": {"adopted": folder.name}}
+    save_tree(work / "vae.npz", components.vae_params, facts)
 
 
 def load_vae(work: Path) -> tuple[VAEConfig, Params]:

@@ -90,3 +90,16 @@ def test_the_exported_folder_samples(run, trained, tmp_path):
     pipe = WanPipeline.load(folder, "f32")
     result = pipe(pipe.components.defaults["prompt"], num_inference_steps=2)
     assert result.video.shape == (5, 32, 32, 3)
+
+
+def test_an_adopted_autoencoder_is_exported_as_it_was(run, trained, tmp_path):
+    """f16 weights in f32 and back: the same bits, so a transformer can be trained anew without touching the VAE."""
+    first, second, work = tmp_path / "first", tmp_path / "second", tmp_path / "work"
+    run("export", "--work", trained, "--size", "micro", "--output", first)
+    run("adopt", "--work", work, "--input", first)
+    with pytest.raises(UserError, match="--overwrite"):
+        run("adopt", "--work", work, "--input", first)
+    shutil.copy(trained / "dit.npz", work)
+    run("export", "--work", work, "--size", "micro", "--output", second)
+    for file in ("vae/diffusion_pytorch_model.safetensors", "vae/config.json"):
+        assert (first / file).read_bytes() == (second / file).read_bytes()
