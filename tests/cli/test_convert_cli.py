@@ -107,7 +107,7 @@ def start_and_wait_for_partial(pipeline, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    for _ in range(600):
+    for _ in range(6000):  # a busy machine takes its time to start a process
         if any(tmp_path.glob(".made.partial-*/transformer*")):
             return process
         time.sleep(0.02)

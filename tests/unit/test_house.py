@@ -88,12 +88,12 @@ def test_files_are_small(path):
 
 
 def test_import_is_light():
-    """No torch, no device, and under two seconds (measured: well under one beyond the interpreter's start)."""
+    """No torch, no device, and under two seconds of processor time (measured: well under one)."""
     program = """
 import sys, time
-start = time.perf_counter()
+start = time.process_time()  # a busy machine does not make an import heavier
 import sixbit_jax
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 assert seconds < 2, seconds
 for heavy in ("torch", "transformers", "diffusers", "orbax", "flax", "tokenizers"):
     assert heavy not in sys.modules, heavy
