@@ -73,6 +73,12 @@ def load(ref: Any, layout: Any) -> jax.Array:
     return plgpu.load(ref, *([()] if index_is_required else []), layout=layout)
 
 
+def in_eights(x: jax.Array, axis: int = 0) -> jax.Array:
+    """Rows up to a multiple of eight, with zeros: TMA moves swizzled rows by eights."""
+    missing = -x.shape[axis] % 8
+    return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)]) if missing else x
+
+
 @functools.cache
 def device_facts() -> tuple[str, int]:
     """(kind, number of SMs) of the GPU programs are built for; without one, those of the GPU this was tuned on."""

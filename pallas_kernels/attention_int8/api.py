@@ -13,7 +13,7 @@ from pallas_kernels.attention_int8 import emulation, kernel_sm90, operands
 from pallas_kernels.attention_int8.config import AttentionConfig, choose_config
 from pallas_kernels.attention_int8.numbers import HEAD, LINEAR_GROUPS
 from pallas_kernels.attention_int8.operands import Operands
-from pallas_kernels.mosaic import device_facts
+from pallas_kernels.mosaic import device_facts, in_eights
 
 OP = "attention_int8"
 PV = ("e4m3", "f16", "bf16")
@@ -81,6 +81,7 @@ def _run(
     with_lse: bool,
     config: AttentionConfig | None,
 ) -> tuple[Array, Array | None]:
+    rows, q = q.shape[1], in_eights(q, axis=1)
     queries, heads = q.shape[1:3]
     if config is None:
         config = choose_config(queries, valid_keys, heads, kinds=kinds, kind=device_facts()[0])
@@ -94,7 +95,7 @@ def _run(
 
     # One call a batch member: the kernel's grid is its own.
     out, *lse = jax.custom_batching.sequential_vmap(whole)(q, k, v)
-    return out.astype(q.dtype), lse[0].reshape(q.shape[0], heads, queries) if lse else None
+    return out[:, :rows].astype(q.dtype), lse[0].reshape(q.shape[0], heads, queries)[..., :rows] if lse else None
 
 
 def _present(results: tuple[Array | None, ...]) -> tuple[Array, ...]:

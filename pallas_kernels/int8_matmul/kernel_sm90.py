@@ -23,7 +23,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.int8_matmul.config import PIECE, TILE_K, Int8MatmulConfig
 from pallas_kernels.int8_matmul.emulation import gelu_tanh
-from pallas_kernels.mosaic import launch, load, swizzled
+from pallas_kernels.mosaic import in_eights, launch, load, swizzled
 
 MULTIPLIERS = 2
 LOADER = 2
@@ -46,8 +46,10 @@ def run(
     interpret: Any = None,
 ) -> Array:
     """See `api.int8_matmul`; arguments are taken as checked."""
-    (m, k), n = x.shape, w.shape[0]
-    grouped = x_scale.ndim == 2
+    rows, n = x.shape[0], w.shape[0]
+    x, x_scale = in_eights(x), in_eights(x_scale)
+    residual = None if residual is None else in_eights(residual)
+    (m, k), grouped = x.shape, x_scale.ndim == 2
     vectors = [v for v in (w_scale, bias, gate) if v is not None]
     kernel = Kernel(m, k, n, grouped, bias is not None, gate is not None, activation, jnp.dtype(out_dtype), config)
     call = launch(
@@ -59,9 +61,9 @@ def run(
         approx_math=True,
         interpret=interpret,
     )
-    # TMA wants row strides of 16 bytes, so groups lead and rows are padded to a multiple of 4.
-    row_scale = jnp.pad(x_scale.T, ((0, 0), (0, -m % 4))) if grouped else x_scale
-    return call(x, w, row_scale, *vectors, *([] if residual is None else [residual]))
+    # TMA wants row strides of 16 bytes, so groups lead.
+    row_scale = x_scale.T if grouped else x_scale
+    return call(x, w, row_scale, *vectors, *([] if residual is None else [residual]))[:rows]
 
 
 @dataclasses.dataclass(frozen=True)

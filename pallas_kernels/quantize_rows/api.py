@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pallas_kernels import checks
-from pallas_kernels.mosaic import device_facts
+from pallas_kernels.mosaic import device_facts, in_eights
 from pallas_kernels.quantize_rows import kernel_sm90
 from pallas_kernels.quantize_rows.config import GROUP, QuantizeRowsConfig, choose_config
 from pallas_kernels.quantize_rows.emulation import emulate
@@ -90,7 +90,9 @@ def run_kernel(
 ) -> tuple[Array, ...]:
     """The kernel, and its side results from the order it computes them in to one row a token."""
     (m, k), rows, split = x.shape, config.rows, config.split
-    codes, scale, total, largest = kernel_sm90.run(x, factor, offset, spec=spec, config=config, interpret=interpret)
+    codes, scale, total, largest = kernel_sm90.run(
+        in_eights(x), factor, offset, spec=spec, config=config, interpret=interpret
+    )
 
     def per_token(vector: Array) -> Array:
         """(blocks, 64): tile row r of a block is part r % split of token r // split, then it repeats."""
@@ -102,4 +104,4 @@ def run_kernel(
         by_row = scales.reshape(blocks, tiles, -1, rows).transpose(0, 3, 1, 2).reshape(blocks * rows, -1)
         return by_row[: m * split, : k // split // GROUP].reshape(m, k // GROUP)
 
-    return codes, (per_group if spec.grouped else per_token)(scale), per_token(total), per_token(largest)
+    return codes[:m], (per_group if spec.grouped else per_token)(scale), per_token(total), per_token(largest)

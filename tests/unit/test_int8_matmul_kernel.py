@@ -63,6 +63,12 @@ def test_every_candidate_lowers_with_a_bias(config):
     lower(benchmark.Case("", 32760, 5120, 5120, "gelu"), config)
 
 
+@pytest.mark.parametrize("m", [1, 9, 203])
+@pytest.mark.parametrize("variant", ["gated", "grouped"])
+def test_lowers_at_any_number_of_rows(m, variant):
+    lower(benchmark.Case("", m, 1536, 1536, variant), SMALL)
+
+
 def lower(case, config):
     avals = jax.eval_shape(lambda: benchmark.random_operands(case))
     kernel = functools.partial(benchmark.run_kernel, case, config=config)
@@ -89,7 +95,7 @@ interpretable = pytest.mark.skipif(
 def test_interpreted_kernel_matches_its_emulation_without_races(variant, changes):
     """Ragged rows, several tiles a CTA, the ring wrapping round."""
     config = dataclasses.replace(SMALL, **changes)
-    x, w, x_scale, w_scale, bias, gate, residual = operands(200, 512, 256, variant)
+    x, w, x_scale, w_scale, bias, gate, residual = operands(203, 512, 256, variant)
     arguments = (x, w, x_scale, w_scale, bias if variant in ("gelu", "gated") else None, gate, residual)
     activation = "gelu_tanh" if variant == "gelu" else None
     interpret = plgpu.InterpretGPUParams(detect_races=True)

@@ -76,6 +76,14 @@ def test_lowers_for_cuda_at_every_benchmark_shape(case):
     assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
 
 
+@pytest.mark.parametrize("m", [1, 9, 1003])
+def test_lowers_at_any_number_of_rows(m):
+    case = benchmark.Case("", m, 384, "grouped")
+    kernel = functools.partial(benchmark.run_kernel, case, config=QuantizeRowsConfig(split=1))
+    avals = jax.eval_shape(lambda: benchmark.random_operands(case))
+    assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
+
+
 @pytest.mark.skipif(not hasattr(plgpu, "InterpretGPUParams"), reason="this jax cannot interpret such a kernel")
 @pytest.mark.parametrize(
     ("k", "config", "spec"),
@@ -91,7 +99,7 @@ def test_lowers_for_cuda_at_every_benchmark_shape(case):
     ],
 )
 def test_interpreted_kernel_matches_its_emulation_without_races(rng, k, config, spec):
-    x = rows_of_all_sizes(rng, 20, k)
+    x = rows_of_all_sizes(rng, 21, k)
     actual = run_kernel(x, spec=spec, config=config, interpret=plgpu.InterpretGPUParams(detect_races=True))
     expected = emulate(x, spec=spec)
     # A value at the middle between two codes may fall either way: f32 sums run in another order.
