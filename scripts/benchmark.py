@@ -20,7 +20,7 @@ from benchmarks.kernels import report  # noqa: E402
 from sixbit_jax.cli import Parser, run  # noqa: E402
 from sixbit_jax.errors import UserError, nearest  # noqa: E402
 
-KERNELS = ("int8_matmul", "quantize_rows", "nvfp4_matmul", "attention_int8")
+KERNELS = ("int8_matmul", "quantize_rows", "nvfp4_matmul", "attention_int8", "attention_prologue")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Attention at the token counts of Wan 1.3B and 14B, next to cuDNN bf16 (JAX) and torch's FlashAttention-2.
 
-The kernel's time is counted alone ("ours") and with its prologue, which is XLA's ("ours with prologue").
+The kernel's time is counted alone ("ours") and with its prologue, XLA's and our own ("with prologue", "with fused
+prologue").
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.kernels.measure import attempt, milliseconds, relative_error
-from pallas_kernels.attention_int8 import AttentionConfig, attention_bf16, attention_int8, kernel_sm90, operands
+from pallas_kernels.attention_int8 import AttentionConfig, Before, attention_bf16, attention_int8, kernel_sm90, operands
 from pallas_kernels.attention_int8.config import TABLE, case_name, choose_config
 from pallas_kernels.attention_int8.numbers import HEAD
 from pallas_kernels.attention_int8.operands import Operands
@@ -28,7 +29,19 @@ KINDS = {
     "int8, f16 V": ("s8", "f16"),
     "bf16": ("bf16", "bf16"),
 }
-COLUMNS = ("case", "variant", "ms", "TFLOP/s", "vs cuDNN bf16", "vs torch FA2", "with prologue, ms", "error", "cosine")
+COLUMNS = (
+    "case",
+    "variant",
+    "ms",
+    "TFLOP/s",
+    "vs cuDNN bf16",
+    "vs torch FA2",
+    "with prologue, ms",
+    "fused, ms",
+    "error",
+    "cosine",
+)
+PEERS = ("cuDNN bf16", "torch FA2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +69,10 @@ def measure(case: Case, bandwidth: float) -> dict[str, Any]:
     prepared = jax.jit(functools.partial(prepare, case, config=config))(q, k, v)
     kernel = jax.jit(functools.partial(run_kernel, case, config=config))
     whole = jax.jit(functools.partial(run_whole, case))
-    ours = {"ours": lambda: kernel(*prepared), "ours with prologue": lambda: whole(q, k, v)}
-    runs, reasons = dict(ours), {}
-    for name, peer in peers(q, k, v).items():
+    fused = jax.jit(functools.partial(run_whole, case, prologue="fused"))
+    runs, reasons = {"ours": lambda: kernel(*prepared), "with prologue": lambda: whole(q, k, v)}, {}
+    others = {"with fused prologue": lambda: fused(q, k, v)} if case.variant != "bf16" else {}
+    for name, peer in {**others, **peers(q, k, v)}.items():
         run, reason = attempt(peer)
         if run is None:
             reasons[name] = reason
@@ -72,7 +86,7 @@ def measure(case: Case, bandwidth: float) -> dict[str, Any]:
         "config": dataclasses.asdict(config),
         "ms": {name: round(value, 4) for name, value in ms.items()},
         "tflops": round(flop / ms["ours"] * 1e-9, 1),
-        "ratio": {name: round(value / ms["ours"], 3) for name, value in ms.items() if name not in ours},
+        "ratio": {name: round(value / ms["ours"], 3) for name, value in ms.items() if name in PEERS},
         **spot_error(q, k, v, out),
         "same twice": bool((out == whole(q, k, v)).all()),
         "not run": reasons,
@@ -88,7 +102,8 @@ def row(result: dict[str, Any]) -> tuple[Any, ...]:
         f"{result['tflops']:.0f}",
         ratio("cuDNN bf16"),
         ratio("torch FA2"),
-        f"{result['ms']['ours with prologue']:.3f}",
+        f"{result['ms']['with prologue']:.3f}",
+        f"{result['ms'].get('with fused prologue', float('nan')):.3f}",
         f"{result['error']:.1e}",
         f"{result['cosine']:.5f}",
     )
@@ -109,8 +124,8 @@ def choose(case: Case) -> AttentionConfig:
 
 def prepare(case: Case, q, k, v, *, config: AttentionConfig) -> Operands:
     if case.variant == "bf16":
-        return operands.as_bf16(q, k, v, config=config)
-    return operands.quantize(q, k, v, valid_keys=case.keys, pv=KINDS[case.variant][1], config=config)
+        return operands.as_bf16(q, k, v, Before(), config=config)
+    return operands.quantize(q, k, v, Before(), valid_keys=case.keys, pv=KINDS[case.variant][1], config=config)
 
 
 def run_kernel(case: Case, *prepared, config: AttentionConfig):
@@ -118,10 +133,10 @@ def run_kernel(case: Case, *prepared, config: AttentionConfig):
     return kernel_sm90.run(Operands(*prepared), config=config, **static)[0]
 
 
-def run_whole(case: Case, q, k, v, config: AttentionConfig | None = None):
+def run_whole(case: Case, q, k, v, config: AttentionConfig | None = None, prologue: str = "xla"):
     if case.variant == "bf16":
         return attention_bf16(q, k, v, config=config)
-    return attention_int8(q, k, v, pv=KINDS[case.variant][1], config=config)
+    return attention_int8(q, k, v, pv=KINDS[case.variant][1], config=config, prologue=prologue)
 
 
 def peers(q, k, v) -> dict[str, Any]:

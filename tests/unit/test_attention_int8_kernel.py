@@ -11,7 +11,7 @@ import pytest
 from benchmarks.kernels import attention_int8 as benchmark
 from pallas_kernels.attention_int8 import AttentionConfig, attention_bf16, attention_int8, emulation, operands
 from pallas_kernels.attention_int8.config import choose_config
-from pallas_kernels.attention_int8.numbers import GROUP, key_at
+from pallas_kernels.attention_int8.numbers import GROUP, place_of
 
 VARIANTS = {
     "int8": attention_int8,
@@ -130,11 +130,10 @@ def test_e4m3_codes_read_as_logarithms():
     np.testing.assert_array_equal(8 * (np.log2(codes.view(ml_dtypes.float8_e4m3fn).astype(np.float64)) + 7), codes)
 
 
-def test_keys_are_permuted_within_their_group():
-    assert sorted(map(key_at, range(GROUP))) == list(range(GROUP))
-    tokens = jnp.broadcast_to(jnp.arange(48)[None, :, None], (1, 48, 128))
-    expected = [GROUP * group + key_at(position) for group in range(3) for position in range(GROUP)]
-    assert operands.permute_keys(tokens)[0, :, 0].tolist() == expected
+def test_values_are_permuted_within_their_group():
+    assert sorted(map(place_of, range(GROUP))) == list(range(GROUP))
+    permuted = operands.permute_values(jnp.arange(48)[None])[0]
+    assert [permuted[GROUP * group + place_of(key)] for group in range(3) for key in range(GROUP)] == list(range(48))
 
 
 @pytest.mark.parametrize("block_kv", [128, 192, 224])
