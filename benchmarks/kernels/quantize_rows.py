@@ -116,6 +116,10 @@ def differing_codes(case: Case, operands, result, rows: int = 512) -> float:
 # Tuning.
 
 
+def tuned_cases() -> list[Case]:
+    return [case for case in cases() if case.m == 32760 and case.variant in ("rotated", "grouped", "gelu")]
+
+
 def table_key(case: Case) -> tuple[Any, str]:
     return TABLE, case_name(case.k, case.spec)
 

@@ -49,9 +49,9 @@ def choose_config(m: int, k: int, n: int, *, grouped: bool, gated: bool, kind: s
 
 
 def case_name(m: int, k: int, n: int, *, grouped: bool, gated: bool) -> str:
-    """Row counts are told apart by powers of two: what matters is how many waves of tiles there are."""
+    """Row counts are told apart by powers of two up to 2^15: what matters is how many waves of tiles there are."""
     kind = "grouped " if grouped else ""
-    return f"{kind}{'gated ' if gated else ''}m{(m - 1).bit_length()} k{k} n{n}"
+    return f"{kind}{'gated ' if gated else ''}m{min((m - 1).bit_length(), 15)} k{k} n{n}"
 
 
 def _by_rule(m: int, n: int, grouped: bool, gated: bool) -> Int8MatmulConfig:
