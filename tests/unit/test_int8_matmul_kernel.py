@@ -58,9 +58,16 @@ def test_lowers_for_cuda_at_every_benchmark_shape(case):
     lower(case, config)
 
 
-@pytest.mark.parametrize("config", benchmark.candidates(benchmark.Case("", 32760, 5120, 5120)), ids=str)
-def test_every_candidate_lowers_with_a_bias(config):
-    lower(benchmark.Case("", 32760, 5120, 5120, "gelu"), config)
+CANDIDATES = [
+    (variant, config)
+    for variant in ("gelu", "gated", "grouped")
+    for config in benchmark.candidates(benchmark.Case("", 32760, 5120, 5120, variant))
+]
+
+
+@pytest.mark.parametrize(("variant", "config"), CANDIDATES, ids=str)
+def test_every_candidate_lowers(variant, config):
+    lower(benchmark.Case("", 32760, 5120, 5120, variant), config)
 
 
 @pytest.mark.parametrize("m", [1, 9, 203])
@@ -90,6 +97,8 @@ interpretable = pytest.mark.skipif(
         ("gated", {"split": "n", "cluster": "m"}),
         ("plain", {"cluster": "n"}),
         ("grouped", {}),
+        ("gelu", {"multipliers": 3, "slots": 1}),
+        ("gated", {"multipliers": 3, "cluster": "n"}),
     ],
 )
 def test_interpreted_kernel_matches_its_emulation_without_races(variant, changes):
