@@ -42,9 +42,16 @@ def launch(
 
 
 def launch_grid(
-    body: Callable[..., None], out_type: Any, *, grid: dict[str, int], warpgroups: int, interpret: Any = None
+    body: Callable[..., None],
+    out_type: Any,
+    *,
+    grid: dict[str, int],
+    warpgroups: int,
+    cluster: int = 1,
+    interpret: Any = None,
 ) -> Callable[..., Any]:
-    """One CTA a grid point, as many on an SM as fit; the grid's axes by name, and "wg"."""
+    """One CTA a grid point, as many on an SM as fit; the grid's axes by name, and "wg". A cluster has its own axis."""
+    clustered = {} if cluster == 1 else {"cluster": (cluster,), "cluster_names": ("cluster",)}
     return plgpu.kernel(
         body,
         out_type=out_type,
@@ -53,6 +60,7 @@ def launch_grid(
         num_threads=warpgroups,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        **clustered,
         **({} if interpret is None else {"interpret": interpret}),
     )
 

@@ -68,6 +68,18 @@ def test_fused_nvfp4(m):
     assert relative_error(actual.astype(jnp.float32), expected) < 2**-8
 
 
+@pytest.mark.parametrize("m", [8, 64])
+def test_fused_nvfp4_candidates(m):
+    case = nvfp4_matmul.Case("fused", m, 1536, 8960)
+    packed, scale = nvfp4_matmul.random_weights(case)[0]
+    x = jax.random.normal(jax.random.key(1), (m, case.k), jnp.bfloat16)
+    bias = jax.random.normal(jax.random.key(2), (case.n,))
+    expected = np.asarray(x, np.float64) @ np.asarray(scaled_values(packed, scale), np.float64).T * 1e-3 + bias
+    for config in nvfp4_matmul.candidates(case):
+        actual = fused(x, packed, scale, jnp.float32(1e-3), bias=bias, config=config).astype(jnp.float32)
+        assert relative_error(actual, expected) < 2**-8, config
+
+
 def test_expand_to_int8():
     case = nvfp4_matmul.Case("expand to int8", 0, 5120, 1024)
     packed, scale = nvfp4_matmul.random_weights(case)[0]
