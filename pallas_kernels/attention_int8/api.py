@@ -56,7 +56,7 @@ def attention_int8(
         if value not in allowed:
             raise ValueError(f'{OP}: {name} is "{value}", expected one of {tuple(allowed)}')
     if prologue == "fused":
-        checks.check_dtype(OP, 'q (for prologue="fused")', q, jnp.bfloat16)
+        checks.check_array(OP, 'q (for prologue="fused")', q, jnp.bfloat16)
     quantize = functools.partial(PROLOGUES[prologue], valid_keys=valid_keys, pv=pv)
     out, lse = _run(q, k, v, before, valid_keys, ("s8", pv), quantize, return_lse, config)
     if not return_lse:
@@ -120,7 +120,7 @@ def _present(results: tuple[Array | None, ...]) -> tuple[Array, ...]:
 
 def _check(q: Array, k: Array, v: Array, valid_keys: int | None, config: AttentionConfig | None) -> int:
     for name, x in (("q", q), ("k", k), ("v", v)):
-        checks.check_dtype(OP, name, x, *DTYPES)
+        checks.check_array(OP, name, x, *DTYPES)
         checks.check_rank(OP, name, x, 4)
         if 0 in x.shape:
             raise ValueError(f"{OP}: {name} is empty (shape {x.shape})")
@@ -142,11 +142,11 @@ def _check_before(q: Array, k: Array, before: Before) -> None:
         raise ValueError(f"{OP}: before has one of q_norm and k_norm, expected both or neither")
     for name, vector in (("q_norm", before.q_norm), ("k_norm", before.k_norm)):
         if vector is not None:
-            checks.check_dtype(OP, f"before.{name}", vector, jnp.float32)
+            checks.check_array(OP, f"before.{name}", vector, jnp.float32)
             checks.check_shape(OP, f"before.{name}", vector, (width,))
             checks.check_finite(OP, f"before.{name}", vector)
     for table in before.rope or ():
-        checks.check_dtype(OP, "before.rope", table, jnp.float32)
+        checks.check_array(OP, "before.rope", table, jnp.float32)
         checks.check_shape(OP, "before.rope", table, (q.shape[1], HEAD))
         checks.check_shape(OP, "k (rotated as q)", k, q.shape)
 

@@ -116,7 +116,7 @@ def _decodes(x: Array, packed: Array) -> bool:
 
 
 def _check(op, x, packed, block_scale, tensor_scale, bias) -> None:
-    checks.check_dtype(op, "x", x, jnp.bfloat16)
+    checks.check_array(op, "x", x, jnp.bfloat16)
     checks.check_rank(op, "x", x, 2)
     checks.check_rows(op, "x", x)
     check_weight(op, packed, block_scale)
@@ -129,7 +129,7 @@ def _check(op, x, packed, block_scale, tensor_scale, bias) -> None:
     checks.check_shape(op, "tensor_scale", tensor_scale, (), (n,))
     for name, value in (("tensor_scale", tensor_scale), ("bias", bias)):
         if value is not None:
-            checks.check_dtype(op, name, value, jnp.float32)
+            checks.check_array(op, name, value, jnp.float32)
             checks.check_finite(op, name, value)
     if bias is not None:
         checks.check_shape(op, "bias", bias, (n,))

@@ -55,7 +55,7 @@ def quantize_rows(
     >>> int(q.codes[0, 0]), float(q.total[0]), float(q.largest[0])
     (-127, 256.0, 2.0)
     """
-    checks.check_dtype(OP, "x", x, jnp.bfloat16)
+    checks.check_array(OP, "x", x, jnp.bfloat16)
     checks.check_rank(OP, "x", x, 2)
     checks.check_rows(OP, "x", x)
     checks.check_multiple(OP, "k", x.shape[1], GROUP)
@@ -71,7 +71,7 @@ def quantize_rows(
         raise ValueError(f'{OP}: norm is "{norm}", expected one of {NORMS}')
     for name, vector in (("factor", factor), ("offset", offset)):
         if vector is not None:
-            checks.check_dtype(OP, name, vector, jnp.float32)
+            checks.check_array(OP, name, vector, jnp.float32)
             checks.check_shape(OP, name, vector, (x.shape[1],))
             checks.check_finite(OP, name, vector)
     affine = factor is not None or offset is not None

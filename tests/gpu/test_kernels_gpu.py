@@ -74,7 +74,9 @@ def test_fused_nvfp4_candidates(m):
     packed, scale = nvfp4_matmul.random_weights(case)[0]
     x = jax.random.normal(jax.random.key(1), (m, case.k), jnp.bfloat16)
     bias = jax.random.normal(jax.random.key(2), (case.n,))
-    expected = np.asarray(x, np.float64) @ np.asarray(scaled_values(packed, scale), np.float64).T * 1e-3 + bias
+    expected = np.asarray(x, np.float64) @ np.asarray(scaled_values(packed, scale), np.float64).T * 1e-3 + np.asarray(
+        bias
+    )
     for config in nvfp4_matmul.candidates(case):
         actual = fused(x, packed, scale, jnp.float32(1e-3), bias=bias, config=config).astype(jnp.float32)
         assert relative_error(actual, expected) < 2**-8, config

@@ -160,9 +160,10 @@ def test_lowers_for_cuda_at_every_benchmark_shape(case):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_candidate_lowers(variant):
-    case = benchmark.Case("", 12, 32760, 32760, variant)
-    for config in benchmark.candidates(case):
-        lower(case, config)
+    for keys in (32760, 512):
+        case = benchmark.Case("", 12, 32760, keys, variant)
+        for config in benchmark.candidates(case):
+            lower(case, config)
 
 
 def lower(case, config):
