@@ -42,9 +42,16 @@ def launch(
 
 
 def launch_grid(
-    body: Callable[..., None], out_type: Any, *, grid: dict[str, int], warpgroups: int, interpret: Any = None
+    body: Callable[..., None],
+    out_type: Any,
+    *,
+    grid: dict[str, int],
+    warpgroups: int,
+    cluster: int = 1,
+    interpret: Any = None,
 ) -> Callable[..., Any]:
-    """One CTA a grid point, as many on an SM as fit; the grid's axes by name, and "wg"."""
+    """One CTA a grid point, as many on an SM as fit; the grid's axes by name, and "wg". A cluster has its own axis."""
+    clustered = {} if cluster == 1 else {"cluster": (cluster,), "cluster_names": ("cluster",)}
     return plgpu.kernel(
         body,
         out_type=out_type,
@@ -53,6 +60,7 @@ def launch_grid(
         num_threads=warpgroups,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        **clustered,
         **({} if interpret is None else {"interpret": interpret}),
     )
 
@@ -71,6 +79,12 @@ def load(ref: Any, layout: Any) -> jax.Array:
     """A shared-memory ref into registers, in a named layout. jax 0.10 wants an index, 0.12 has none."""
     index_is_required = _INDEX is not None and _INDEX.default is inspect.Parameter.empty
     return plgpu.load(ref, *([()] if index_is_required else []), layout=layout)
+
+
+def in_eights(x: jax.Array, axis: int = 0) -> jax.Array:
+    """Rows up to a multiple of eight, with zeros: TMA moves swizzled rows by eights."""
+    missing = -x.shape[axis] % 8
+    return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)]) if missing else x
 
 
 @functools.cache

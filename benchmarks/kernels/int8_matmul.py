@@ -46,7 +46,7 @@ def cases() -> list[Case]:
 
 
 def measure(case: Case, bandwidth: float) -> dict[str, Any]:
-    operands = random_operands(case)
+    operands = same_operands(case)
     kernel = jax.jit(functools.partial(run_kernel, case))
     runs = {"ours": lambda: kernel(*operands), **peers(case, operands)}
     reasons = {}
@@ -62,7 +62,7 @@ def measure(case: Case, bandwidth: float) -> dict[str, Any]:
         "ms": {name: round(value, 4) for name, value in ms.items()},
         "tflops": round(flop / ms["ours"] * 1e-9, 1),
         "ratio": {name: round(value / ms["ours"], 3) for name, value in ms.items() if name != "ours"},
-        "error": spot_error(case, operands, kernel(*operands)),
+        "error": spot_error(case, kernel(*operands)),
         "not run": reasons,
     }
 
@@ -93,6 +93,9 @@ def random_operands(case: Case) -> tuple[Any, ...]:
     gate = jax.random.normal(keys[5], (n,)) if case.variant == "gated" else None
     residual = jax.random.normal(keys[6], (m, n), jnp.bfloat16) if case.variant == "gated" else None
     return x, w, x_scale, w_scale, bias, gate, residual
+
+
+same_operands = functools.lru_cache(maxsize=1)(random_operands)  # for all candidates of a case
 
 
 def run_kernel(case: Case, x, w, x_scale, w_scale, bias, gate, residual, config=None):
@@ -134,8 +137,14 @@ def peers(case: Case, operands) -> dict[str, Any]:
     return runs
 
 
-def spot_error(case: Case, operands, result) -> float:
+def spot_error(case: Case, result) -> float:
     """Relative error of some rows to the same sum in int64 and float64."""
+    return relative_error(result[_rows(case.m)].astype(jnp.float32), _expected(case))
+
+
+@functools.lru_cache(maxsize=1)
+def _expected(case: Case) -> np.ndarray:
+    operands = same_operands(case)
     x, w, x_scale, w_scale, bias, gate, residual = (None if a is None else np.asarray(a) for a in _on_rows(operands))
     blocks = range(0, case.k, 128)
     if case.variant == "grouped":
@@ -148,7 +157,7 @@ def spot_error(case: Case, operands, result) -> float:
         y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
     if case.variant == "gated":
         y = residual.astype(np.float64) + gate * (y + bias)
-    return relative_error(result[_rows(case.m)].astype(jnp.float32), y)
+    return y
 
 
 def _exact(x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -171,29 +180,41 @@ def _on_rows(operands) -> Iterator[Any]:
 # Tuning.
 
 
+def tuned_cases() -> list[Case]:
+    """One of each entry of the table: more tokens and an activation share that of the plain product at 480p."""
+    return [case for case in cases() if case.m == TOKENS["480p"] and case.variant != "gelu"]
+
+
 def table_key(case: Case) -> tuple[Any, str]:
     grouped, gated = case.variant == "grouped", case.variant == "gated"
     return TABLE, case_name(case.m, case.k, case.n, grouped=grouped, gated=gated)
 
 
 def candidates(case: Case) -> list[Int8MatmulConfig]:
+    """Those that were measured best first: time may run out.
+
+    Each K step loads a CTA's tile of both sides from the second-level cache, at 1500 TFLOP/s about 8.6 TB/s for 256 x
+    128. Larger tiles and multicast to a pair of CTAs lower that: 6.7 for 256 x 192, 4.8 for pairs of those.
+    """
     config = Int8MatmulConfig
     if case.variant == "grouped":
-        tiles = ((128, 5), (192, 4))
-        return [config(tile_m=64, tile_n=n, stages=s, cluster=c) for n, s in tiles for c in (None, "m", "n")]
+        return [config(tile_m=64, stages=5, cluster=c) for c in (None, "m", "n")] + [
+            config(tile_m=64, tile_n=192, stages=4, cluster=c) for c in (None, "m")
+        ]
+    three = functools.partial(config, tile_m=64, tile_n=192, multipliers=3)
     if case.variant == "gated":
-        return [config(tile_m=m, tile_n=n, stages=3, slots=4) for m, n in ((128, 128), (64, 256))] + [config()]
-    return [config(cluster=c, band=band) for c in (None, "m", "n") for band in (8, 16)] + [
-        config(tile_n=192, stages=3),
-        config(tile_n=192, stages=3, cluster="m"),
-        config(tile_m=64, tile_n=256, stages=3),
-    ]
+        found = [config(stages=3, slots=4, cluster=c) for c in (None, "n")] + [config(), config(cluster="n")]
+        return found + [config(tile_m=64, tile_n=256, stages=3, slots=4), three(stages=3, slots=3)]
+    found = [config(), config(cluster="n"), config(band=16)]
+    found += [config(tile_n=192, stages=3, cluster=c) for c in (None, "n", "m")]
+    found += [three(stages=4, slots=1), three(stages=4, slots=1, cluster="n")]
+    return found + [config(tile_m=64, tile_n=256, slots=1, cluster="m")]
 
 
 def timed(case: Case, config: Int8MatmulConfig) -> float:
-    operands = random_operands(case)
+    operands = same_operands(case)
     kernel = jax.jit(functools.partial(run_kernel, case, config=config))
-    error = spot_error(case, operands, kernel(*operands))
+    error = spot_error(case, kernel(*operands))
     if not error < 1e-2:
         raise ValueError(f"wrong result: relative error {error:.1e}")
     return milliseconds({"ours": lambda: kernel(*operands)}, rounds=3)["ours"]

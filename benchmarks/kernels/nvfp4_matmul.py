@@ -63,21 +63,30 @@ def random_weights(case: Case) -> list[tuple[jax.Array, jax.Array]]:
     return made
 
 
+same_weights = functools.lru_cache(maxsize=1)(random_weights)  # for all candidates of a case
+
+
 def _measure_fused(case: Case) -> dict[str, Any]:
-    weights, one = random_weights(case), jnp.float32(1e-3)
+    weights, one = same_weights(case), jnp.float32(1e-3)
     x = jax.random.normal(jax.random.key(1), (case.m, case.k), jnp.bfloat16)
     ours, xla = _all_weights(nvfp4_matmul, x, one), _all_weights(_scaled_dot, x, one)
     runs = {"ours": lambda: ours(weights), "torch bf16": _torch_graph(case)}
     run, reason = attempt(lambda: xla(weights))
     ms = milliseconds(runs if run is None else {**runs, "XLA": run})
-    packed, scale = (part[:512] for part in weights[0])
-    expected = np.asarray(x, np.float64) @ np.asarray(scaled_values(packed, scale), np.float64).T * 1e-3
     actual = nvfp4_matmul(x, *weights[0], one)[:, :512].astype(jnp.float32)
-    return _summary(ms, WEIGHTS, relative_error(actual, expected), {"XLA": reason} if reason else {})
+    return _summary(ms, WEIGHTS, relative_error(actual, _expected(case)), {"XLA": reason} if reason else {})
+
+
+@functools.lru_cache(maxsize=1)
+def _expected(case: Case) -> np.ndarray:
+    """The first 512 columns of the product with the first weight."""
+    packed, scale = (part[:512] for part in same_weights(case)[0])
+    x = jax.random.normal(jax.random.key(1), (case.m, case.k), jnp.bfloat16)
+    return np.asarray(x, np.float64) @ np.asarray(scaled_values(packed, scale), np.float64).T * 1e-3
 
 
 def _measure_expand(case: Case) -> dict[str, Any]:
-    weights = random_weights(case)
+    weights = same_weights(case)
     to_int8 = case.what == "expand to int8"
     expand = jax.jit(
         lambda weights: [
@@ -150,20 +159,31 @@ def _expand_error(weight, to_int8: bool) -> float:
 # Tuning: only the fused product has something to tune.
 
 
+def tuned_cases() -> list[Case]:
+    return [case for case in cases() if case.what == "fused"]
+
+
 def table_key(case: Case) -> tuple[Any, str]:
     return TABLE, case_name(case.m, case.k, case.n)
 
 
 def candidates(case: Case) -> list[FusedConfig]:
-    if case.what != "fused":
-        return []
-    chunks = case.k // 256
-    parts = [parts for parts in (1, 2, 3, 4, 5, 6, 8, 10) if chunks % parts == 0]
-    return [FusedConfig(part, stages) for part in parts for stages in (2, 3, 4)]
+    """Finished inside, with and without sharing the tokens; then parts, up to two CTAs an SM."""
+    chunks, tiles, tokens = case.k // 256, case.n // 128, -(-case.m // 8) * 8
+    slot, most = 128 * 128 + 128 * 16 + tokens * 512, 220_000
+    clusters = [c for c in (1, 2, 4) if c == 1 or (tiles % c == 0 and tokens % (8 * c) == 0)]
+    found = [FusedConfig(1, stages, cluster, True) for cluster in clusters for stages in (3, 4, 6)]
+    parts = [parts for parts in (1, 2, 3, 4, 5, 6, 8, 10) if chunks % parts == 0 and parts * tiles <= 264]
+    found += [FusedConfig(part, stages) for part in parts for stages in (3, 4)]
+    fits = lambda c: c.stages * slot + 128 * tokens * (2 if c.inside else 4) <= most
+    return [config for config in found if fits(config)]
 
 
 def timed(case: Case, config: FusedConfig) -> float:
-    weights, one = random_weights(case), jnp.float32(1e-3)
+    weights, one = same_weights(case), jnp.float32(1e-3)
     x = jax.random.normal(jax.random.key(1), (case.m, case.k), jnp.bfloat16)
+    actual = nvfp4_matmul(x, *weights[0], one, config=config)
+    if not (error := relative_error(actual[:, :512].astype(jnp.float32), _expected(case))) < 1e-2:
+        raise ValueError(f"wrong result: relative error {error:.1e}")
     run = _all_weights(functools.partial(nvfp4_matmul, config=config), x, one)
     return milliseconds({"ours": lambda: run(weights)}, rounds=3, target_ms=10)["ours"] / WEIGHTS

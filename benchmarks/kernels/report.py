@@ -1,8 +1,14 @@
-"""Run the cases of some kernels; write JSON lines and a Markdown table, or a table of tuned configurations."""
+"""Run the cases of some kernels; write JSON lines and a Markdown table, or a table of tuned configurations.
 
+Everything is a line in a file before the next case starts, and a run goes on where the one before it stopped: a case
+already there is left out, and one that was running when the process ended counts as failed.
+"""
+
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,56 +19,113 @@ from benchmarks.kernels.measure import copy_bandwidth, provenance
 from pallas_kernels.tables import write_entry
 from sixbit_jax.errors import UserError
 
+Line = dict[str, Any]
+FOREVER = float("inf")
 
-def measure(modules: Iterable[ModuleType], grep: str, output: Path) -> None:
-    """Every matching case; a case that fails is recorded with its error, and the rest go on."""
+
+def measure(modules: Iterable[ModuleType], grep: str, output: Path, *, seconds: float = FOREVER) -> None:
+    """Every matching case, as far as the time goes; one that fails is recorded with its error, and the rest go on."""
     _require_gpu()
+    deadline, journal = time.monotonic() + seconds, Journal(output)
     bandwidth, origin = copy_bandwidth(), provenance()
-    sections = [f"# Kernels\n\n{_heading(origin)}, copy {bandwidth * 1e-12:.2f} TB/s.\nMedians of interleaved rounds."]
     for module in modules:
-        rows = []
         for case in _matching(module, grep):
-            result = _attempt(module, case, bandwidth)
+            key = {"kernel": module.NAME, **dataclasses.asdict(case)}
+            if journal.has(key) or time.monotonic() > deadline:
+                continue
+            with journal.running(key):
+                result = _attempt(module, case, bandwidth)
             print(json.dumps(result), flush=True)
-            with output.open("a") as file:
-                file.write(
-                    json.dumps({"kernel": module.NAME, **result, "copy_tb_per_s": bandwidth * 1e-12, **origin}) + "\n"
-                )
-            if "failed" not in result:
-                rows.append(module.row(result))
-        sections.append(f"## {module.NAME}\n\n{_table(module.COLUMNS, rows)}")
-    output.with_suffix(".md").write_text("\n\n".join(sections) + "\n")
+            journal.add({"kernel": module.NAME, **result, "copy_tb_per_s": bandwidth * 1e-12, **origin})
+        output.with_suffix(".md").write_text(render(journal.lines, modules))
 
 
-def tune(modules: Iterable[ModuleType], grep: str) -> None:
+def tune(modules: Iterable[ModuleType], grep: str, output: Path, *, seconds: float = FOREVER) -> None:
     """The fastest candidate of every matching case, into the kernel's table. A wrong result disqualifies."""
     _require_gpu()
-    kind = jax.devices()[0].device_kind
+    deadline, journal = time.monotonic() + seconds, Journal(output)
+    kind, origin = jax.devices()[0].device_kind, provenance()
     for module in modules:
-        for case in _matching(module, grep):
-            times = _times(module, case)
-            if times:
-                best = min(times, key=times.__getitem__)
-                path, key = module.table_key(case)
-                write_entry(path, kind, key, best)
-                print(f"{key}: {times[best]:.4f} ms with {best}", flush=True)
+        for case in [case for case in module.tuned_cases() if grep in str(case)]:
+            path, table_case = module.table_key(case)
+            for config in module.candidates(case):
+                key = {"kernel": module.NAME, "case": table_case, "config": dataclasses.asdict(config)}
+                if journal.has(key) or time.monotonic() > deadline:
+                    continue
+                with journal.running(key):
+                    line = _time(module, case, config)
+                print(json.dumps({**key, **line}), flush=True)
+                journal.add({**key, **line, **origin})
+            times = journal.times(module.NAME, table_case)
+            # Half a sweep picks from what happens to come first.
+            if times and time.monotonic() <= deadline:
+                best = min(times, key=lambda line: line["ms"])
+                write_entry(path, kind, table_case, type(module.candidates(case)[0])(**best["config"]))
+                print(f"{table_case}: {best['ms']:.4f} ms with {best['config']}", flush=True)
 
 
-def _times(module: ModuleType, case: Any) -> dict[Any, float]:
-    times = {}
-    for config in module.candidates(case):
-        try:
-            times[config] = module.timed(case, config)
-        except Exception as error:
-            print(f"  {config}: {type(error).__name__}: {str(error).splitlines()[0][:160]}", flush=True)
-    return times
+class Journal:
+    """JSON lines of what is done, and beside them what is running."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._running = path, path.with_suffix(".running")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.lines: list[Line] = []
+        if path.exists():
+            self.lines = [json.loads(line) for line in path.read_text().splitlines()]
+        if self._running.exists():
+            self.add({**json.loads(self._running.read_text()), "failed": "the process ended while this ran"})
+            self._running.unlink()
+
+    def add(self, line: Line) -> None:
+        self.lines.append(line)
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def has(self, key: Line) -> bool:
+        return any(all(line.get(name) == value for name, value in key.items()) for line in self.lines)
+
+    def times(self, kernel: str, case: str) -> list[Line]:
+        return [line for line in self.lines if (line["kernel"], line.get("case")) == (kernel, case) and "ms" in line]
+
+    @contextlib.contextmanager
+    def running(self, key: Line) -> Iterator[None]:
+        self._running.write_text(json.dumps(key))
+        yield
+        self._running.unlink()
 
 
-def _attempt(module: ModuleType, case: Any, bandwidth: float) -> dict[str, Any]:
+def render(lines: list[Line], modules: Iterable[ModuleType]) -> str:
+    """Tables of all lines that did not fail, and a list of those that did."""
+    heads = {f"{_heading(line)}, copy {line['copy_tb_per_s']:.2f} TB/s." for line in lines if "device" in line}
+    sections = ["# Kernels", *sorted(heads), "Medians of interleaved rounds, random data."]
+    for module in modules:
+        mine = [line for line in lines if line["kernel"] == module.NAME]
+        rows = [module.row(line) for line in mine if "failed" not in line]
+        failed = [f"- {line.get('name', line)}: {line['failed']}" for line in mine if "failed" in line]
+        if mine:
+            sections += [f"## {module.NAME}", _table(module.COLUMNS, rows)]
+        if failed:
+            sections += ["Failed:\n\n" + "\n".join(failed)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _time(module: ModuleType, case: Any, config: Any) -> Line:
+    try:
+        return {"ms": module.timed(case, config)}
+    except Exception as error:
+        return {"failed": _first_line(error)}
+
+
+def _attempt(module: ModuleType, case: Any, bandwidth: float) -> Line:
     try:
         return module.measure(case, bandwidth)
     except Exception as error:
-        return {**dataclasses.asdict(case), "failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+        return {**dataclasses.asdict(case), "failed": _first_line(error)}
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
 
 
 def _matching(module: ModuleType, grep: str) -> list[Any]:
@@ -74,7 +137,7 @@ def _require_gpu() -> None:
         raise UserError(f"benchmark: needs a GPU, this is {jax.default_backend()}")
 
 
-def _heading(origin: dict[str, str]) -> str:
+def _heading(origin: Line) -> str:
     versions = f"jax {origin['jax']}, torch {origin['torch']}, commit {origin['commit']}"
     return f"{origin['device']}, {versions}, `{origin['command']}`"
 

@@ -2,5 +2,6 @@
 
 from pallas_kernels.attention_int8.api import attention_bf16, attention_int8
 from pallas_kernels.attention_int8.config import AttentionConfig
+from pallas_kernels.attention_int8.operands import Before
 
-__all__ = ["AttentionConfig", "attention_bf16", "attention_int8"]
+__all__ = ["AttentionConfig", "Before", "attention_bf16", "attention_int8"]

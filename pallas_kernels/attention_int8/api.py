@@ -9,14 +9,16 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pallas_kernels import checks
-from pallas_kernels.attention_int8 import emulation, kernel_sm90, operands
+from pallas_kernels.attention_int8 import emulation, kernel_sm90, operands, prologue
 from pallas_kernels.attention_int8.config import AttentionConfig, choose_config
 from pallas_kernels.attention_int8.numbers import HEAD, LINEAR_GROUPS
-from pallas_kernels.attention_int8.operands import Operands
-from pallas_kernels.mosaic import device_facts
+from pallas_kernels.attention_int8.operands import Before, Operands
+from pallas_kernels.mosaic import device_facts, in_eights
 
 OP = "attention_int8"
 PV = ("e4m3", "f16", "bf16")
+PROLOGUES = {"xla": operands.quantize, "fused": prologue.quantize}
+NOTHING = Before()
 DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 
 
@@ -26,7 +28,9 @@ def attention_int8(
     v: Array,
     *,
     valid_keys: int | None = None,
+    before: Before = NOTHING,
     pv: str = "e4m3",
+    prologue: str = "xla",
     return_lse: bool = False,
     config: AttentionConfig | None = None,
 ) -> Any:
@@ -34,6 +38,9 @@ def attention_int8(
 
     q (b, s, a, 128); k and v (b, t, a, 128); any s and t. Keys from `valid_keys` on are padding and never seen. Returns
     (b, s, a, 128) in q's dtype and, with `return_lse`, the natural log-sum-exp of the scores (b, a, s) in f32.
+
+    `before` is an RMS norm and a rotation of queries and keys, both optional. `prologue` says who quantizes: "xla", or
+    "fused" for our own kernels, one pass over each of q, k and v.
 
     "e4m3" is fastest and rounds V to three mantissa bits; "f16" and "bf16" keep V. "f16" takes exp2 by a parabola in
     packed arithmetic, "bf16" by the special unit, which then bounds the speed.
@@ -44,15 +51,20 @@ def attention_int8(
     (1, 6, 2, 128)
     """
     valid_keys = _check(q, k, v, valid_keys, config)
-    if pv not in PV:
-        raise ValueError(f'{OP}: pv is "{pv}", expected one of {PV}')
-    quantize = functools.partial(operands.quantize, valid_keys=valid_keys, pv=pv)
-    out, lse = _run(q, k, v, valid_keys, ("s8", pv), quantize, return_lse, config)
+    _check_before(q, k, before)
+    for name, value, allowed in (("pv", pv, PV), ("prologue", prologue, PROLOGUES)):
+        if value not in allowed:
+            raise ValueError(f'{OP}: {name} is "{value}", expected one of {tuple(allowed)}')
+    if prologue == "fused":
+        checks.check_array(OP, 'q (for prologue="fused")', q, jnp.bfloat16)
+    quantize = functools.partial(PROLOGUES[prologue], valid_keys=valid_keys, pv=pv)
+    out, lse = _run(q, k, v, before, valid_keys, ("s8", pv), quantize, return_lse, config)
     if not return_lse:
         return out
     # The kernel saw scores without those of the mean key.
-    mean = k[:, :valid_keys].astype(jnp.float32).mean(1)
-    left_out = jnp.einsum("bsac,bac->bas", q.astype(jnp.float32), mean, precision=lax.Precision.HIGHEST)
+    mean = operands.existing(operands.positioned(k, before.k_norm, before), valid_keys).sum(1) / valid_keys
+    queries = operands.positioned(q, before.q_norm, before)
+    left_out = jnp.einsum("bsac,bac->bas", queries, mean, precision=lax.Precision.HIGHEST)
     return out, lse + left_out * HEAD**-0.5
 
 
@@ -62,12 +74,14 @@ def attention_bf16(
     v: Array,
     *,
     valid_keys: int | None = None,
+    before: Before = NOTHING,
     return_lse: bool = False,
     config: AttentionConfig | None = None,
 ) -> Any:
     """The same kernel on bf16 operands: what quantizing is compared with. Arguments as `attention_int8`."""
     valid_keys = _check(q, k, v, valid_keys, config)
-    out, lse = _run(q, k, v, valid_keys, ("bf16", "bf16"), operands.as_bf16, return_lse, config)
+    _check_before(q, k, before)
+    out, lse = _run(q, k, v, before, valid_keys, ("bf16", "bf16"), operands.as_bf16, return_lse, config)
     return (out, lse) if return_lse else out
 
 
@@ -75,26 +89,29 @@ def _run(
     q: Array,
     k: Array,
     v: Array,
+    before: Before,
     valid_keys: int,
     kinds: tuple[str, str],
     prepare: Callable[..., Operands],
     with_lse: bool,
     config: AttentionConfig | None,
 ) -> tuple[Array, Array | None]:
-    queries, heads = q.shape[1:3]
+    rows, heads = q.shape[1:3]
+    queries = rows + -rows % 8
     if config is None:
         config = choose_config(queries, valid_keys, heads, kinds=kinds, kind=device_facts()[0])
     static = dict(heads=heads, queries=queries, valid_keys=valid_keys, config=config, with_lse=with_lse)
 
-    def whole(q: Array, k: Array, v: Array) -> tuple[Array, ...]:
-        prepared = prepare(q, k, v, config=config)
+    def whole(q: Array, k: Array, v: Array, norms_and_rope: tuple[Any, ...]) -> tuple[Array, ...]:
+        prepared = prepare(q, k, v, Before(*norms_and_rope, before.eps), config=config)
+        prepared = prepared._replace(q=in_eights(prepared.q, axis=1))
         kernel = lambda *x: _present(kernel_sm90.run(Operands(*x), **static))
         emulated = lambda *x: _present(emulation.run(Operands(*x), **static))
         return lax.platform_dependent(*prepared, cuda=kernel, default=emulated)
 
     # One call a batch member: the kernel's grid is its own.
-    out, *lse = jax.custom_batching.sequential_vmap(whole)(q, k, v)
-    return out.astype(q.dtype), lse[0].reshape(q.shape[0], heads, queries) if lse else None
+    out, *lse = jax.custom_batching.sequential_vmap(whole)(q, k, v, tuple(before[:3]))
+    return out[:, :rows].astype(q.dtype), lse[0].reshape(q.shape[0], heads, queries)[..., :rows] if lse else None
 
 
 def _present(results: tuple[Array | None, ...]) -> tuple[Array, ...]:
@@ -103,7 +120,7 @@ def _present(results: tuple[Array | None, ...]) -> tuple[Array, ...]:
 
 def _check(q: Array, k: Array, v: Array, valid_keys: int | None, config: AttentionConfig | None) -> int:
     for name, x in (("q", q), ("k", k), ("v", v)):
-        checks.check_dtype(OP, name, x, *DTYPES)
+        checks.check_array(OP, name, x, *DTYPES)
         checks.check_rank(OP, name, x, 4)
         if 0 in x.shape:
             raise ValueError(f"{OP}: {name} is empty (shape {x.shape})")
@@ -117,6 +134,21 @@ def _check(q: Array, k: Array, v: Array, valid_keys: int | None, config: Attenti
     if config is not None:
         _check_config(config)
     return valid_keys
+
+
+def _check_before(q: Array, k: Array, before: Before) -> None:
+    width = q.shape[2] * HEAD
+    if (before.q_norm is None) != (before.k_norm is None):
+        raise ValueError(f"{OP}: before has one of q_norm and k_norm, expected both or neither")
+    for name, vector in (("q_norm", before.q_norm), ("k_norm", before.k_norm)):
+        if vector is not None:
+            checks.check_array(OP, f"before.{name}", vector, jnp.float32)
+            checks.check_shape(OP, f"before.{name}", vector, (width,))
+            checks.check_finite(OP, f"before.{name}", vector)
+    for table in before.rope or ():
+        checks.check_array(OP, "before.rope", table, jnp.float32)
+        checks.check_shape(OP, "before.rope", table, (q.shape[1], HEAD))
+        checks.check_shape(OP, "k (rotated as q)", k, q.shape)
 
 
 def _check_config(config: AttentionConfig) -> None:

@@ -20,7 +20,7 @@ from pallas_kernels.attention_int8.numbers import (
     LINEAR_SHIFT,
     PARABOLA,
     PEAK_8BIT,
-    key_at,
+    place_of,
 )
 from pallas_kernels.attention_int8.operands import Operands
 from pallas_kernels.mosaic import ceil_div
@@ -70,7 +70,7 @@ def _step(x: Operands, state: State, j: Array, *, narrow: bool, valid_keys: int,
         weights = _weights_f16(logs) if x.v.dtype == jnp.float16 else jnp.exp2(logs)
         v = lax.dynamic_slice_in_dim(x.v, j * keys, keys, axis=1)
     total = total * alpha + weights.sum(-1)
-    rounded = _in_key_order(weights) if narrow else weights.astype(v.dtype).astype(jnp.float32)
+    rounded = _in_order_of_values(weights) if narrow else weights.astype(v.dtype).astype(jnp.float32)
     product = jnp.einsum("hqk,hkc->hqc", rounded, v.astype(jnp.float32), precision=lax.Precision.HIGHEST)
     out = out * alpha[..., None] + product
     return out, total, new_top
@@ -100,7 +100,7 @@ def _weights_f16(logs: Array) -> Array:
     return rounded(lax.bitcast_convert_type(code, jnp.float16).astype(jnp.float32) * factor)
 
 
-def _in_key_order(weights: Array) -> Array:
-    """Columns of 8-bit scores are keys permuted inside groups; V is in order."""
-    positions = np.argsort([key_at(position) for position in range(GROUP)])
-    return weights.reshape(*weights.shape[:-1], -1, GROUP)[..., positions].reshape(weights.shape)
+def _in_order_of_values(weights: Array) -> Array:
+    """Columns of 8-bit V are keys permuted inside groups; scores are in order."""
+    keys = np.argsort([place_of(key) for key in range(GROUP)])
+    return weights.reshape(*weights.shape[:-1], -1, GROUP)[..., keys].reshape(weights.shape)

@@ -5,7 +5,7 @@ import math
 HEAD = 128  # the head dimension
 ROWS = 64  # query rows of a warpgroup: one wgmma
 ONES = 8  # rows of ones under V: their product with the weights sums the rows of the softmax
-GROUP = 16  # keys are permuted inside groups of this size
+GROUP = 16  # 8-bit values are permuted inside groups of this size
 LOG2E = math.log2(math.e)
 
 PEAK_8BIT = 8.0  # the largest weight of a row becomes 2^8 of e4m3's 448
@@ -21,9 +21,9 @@ F16_BIAS = 15
 F16_ONE = 1024  # codes an octave
 
 
-def key_at(position: int) -> int:
-    """The key at a position of a group, so that the registers of the first product are the second's left operand.
+def place_of(key: int) -> int:
+    """Where V holds a key of a group, so that the registers of the first product are the second's left operand.
 
     A thread holds columns 2c and 2c + 1 of every eight; as an 8-bit operand its registers are four columns in a row.
     """
-    return 4 * (position % 8 // 2) + 2 * (position // 8) + position % 2
+    return 4 * (key % 8 // 2) + 2 * (key // 8) + key % 2

@@ -176,9 +176,20 @@ def reciprocal(x: Value) -> Value:
     return op("rcp.approx.f32 {o[0]}, {i[0]};", "f", ("f", x))
 
 
-def across_lanes(x: Value, kind: str, combine: Callable[[Value, Value], Value]) -> Value:
-    """Over the four lanes that share a row of a product."""
-    for distance in (1, 2):
+def to_e4m3(four: Sequence[Value]) -> Value:
+    """Four f32 to the bytes of a register, the first lowest."""
+    text = (
+        "{{ .reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f32 l, {i[1]}, {i[0]}; "
+        "cvt.rn.satfinite.e4m3x2.f32 h, {i[3]}, {i[2]}; mov.b32 {o[0]}, {{l, h}}; }}"
+    )
+    return op(text, "r", *(("f", x) for x in four))
+
+
+def across_lanes(
+    x: Value, kind: str, combine: Callable[[Value, Value], Value], distances: Sequence[int] = (1, 2)
+) -> Value:
+    """Over the four lanes that share a row of a product, or lanes that far apart."""
+    for distance in distances:
         text = f"shfl.sync.bfly.b32 {{o[0]}}, {{i[0]}}, {distance}, 31, 0xffffffff;"
         x = combine(x, emit(text, kind, [(kind, x)], volatile=True)[0])
     return x

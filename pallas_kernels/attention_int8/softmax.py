@@ -114,12 +114,7 @@ def _weights_8bit(tile: Tile, rows: list[list[Value]], scale: list[Value], offse
 
 
 def _exact_codes(four: list[Value], scale: Value, offset: Value) -> Value:
-    exponentials = [ptx.exp2(ptx.fma(x, scale, offset)) for x in four]
-    text = (
-        "{{ .reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f32 l, {i[1]}, {i[0]}; "
-        "cvt.rn.satfinite.e4m3x2.f32 h, {i[3]}, {i[2]}; mov.b32 {o[0]}, {{l, h}}; }}"
-    )
-    return ptx.op(text, "r", *(("f", x) for x in exponentials))
+    return ptx.to_e4m3([ptx.exp2(ptx.fma(x, scale, offset)) for x in four])
 
 
 def _interpolated_codes(four: list[Value], scale: Value, offset: Value) -> Value:

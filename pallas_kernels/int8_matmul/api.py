@@ -60,7 +60,7 @@ def _run(x, w, x_scale, w_scale, bias, gate, residual, *, activation, out_dtype,
 
 def _check(x, w, x_scale, w_scale, bias, activation, gate, residual, out_dtype) -> None:
     for name, operand in (("x", x), ("w", w)):
-        checks.check_dtype(OP, name, operand, jnp.int8)
+        checks.check_array(OP, name, operand, jnp.int8)
         checks.check_rank(OP, name, operand, 2)
         checks.check_rows(OP, name, operand)
     (m, k), n = x.shape, w.shape[0]
@@ -73,7 +73,7 @@ def _check(x, w, x_scale, w_scale, bias, activation, gate, residual, out_dtype) 
             checks.check_shape(OP, name, vector, (n,))
     for name, scale in (("x_scale", x_scale), ("w_scale", w_scale), ("bias", bias), ("gate", gate)):
         if scale is not None:
-            checks.check_dtype(OP, name, scale, jnp.float32)
+            checks.check_array(OP, name, scale, jnp.float32)
             checks.check_finite(OP, name, scale)
     _check_tail(activation, gate, residual, out_dtype, (m, n))
 
@@ -86,5 +86,5 @@ def _check_tail(activation, gate, residual, out_dtype, shape) -> None:
     if (gate is None) != (residual is None):
         raise ValueError(f"{OP}: gate and residual come together; {'gate' if gate is None else 'residual'} is missing")
     if residual is not None:
-        checks.check_dtype(OP, "residual", residual, out_dtype)
+        checks.check_array(OP, "residual", residual, out_dtype)
         checks.check_shape(OP, "residual", residual, shape)

@@ -14,7 +14,7 @@ PIECE = 64  # the epilogue leaves through shared memory in squares of this side
 
 @dataclasses.dataclass(frozen=True)
 class Int8MatmulConfig:
-    """Tiles are per warpgroup; two warpgroups multiply, side by side along `split`, a third loads."""
+    """Tiles are per warpgroup; two or three warpgroups multiply, side by side along `split`, one more loads."""
 
     tile_m: int = 128
     tile_n: int = 128
@@ -23,11 +23,13 @@ class Int8MatmulConfig:
     split: str = "m"
     cluster: str | None = None  # CTAs paired along "m" share B, along "n" share A, by multicast
     minor: str = "n"  # the direction consecutive tiles advance in
+    multipliers: int = 2
     band: int = 8  # how wide the band of tiles is that the CTAs sweep together (reuse in L2)
 
     @property
     def cta_tile(self) -> tuple[int, int]:
-        return self.tile_m * (1 + (self.split == "m")), self.tile_n * (1 + (self.split == "n"))
+        times = {self.split: self.multipliers}
+        return self.tile_m * times.get("m", 1), self.tile_n * times.get("n", 1)
 
     @property
     def cluster_size(self) -> int:
@@ -49,9 +51,9 @@ def choose_config(m: int, k: int, n: int, *, grouped: bool, gated: bool, kind: s
 
 
 def case_name(m: int, k: int, n: int, *, grouped: bool, gated: bool) -> str:
-    """Row counts are told apart by powers of two: what matters is how many waves of tiles there are."""
+    """Row counts are told apart by powers of two up to 2^15: what matters is how many waves of tiles there are."""
     kind = "grouped " if grouped else ""
-    return f"{kind}{'gated ' if gated else ''}m{(m - 1).bit_length()} k{k} n{n}"
+    return f"{kind}{'gated ' if gated else ''}m{min((m - 1).bit_length(), 15)} k{k} n{n}"
 
 
 def _by_rule(m: int, n: int, grouped: bool, gated: bool) -> Int8MatmulConfig:

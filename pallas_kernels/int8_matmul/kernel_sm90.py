@@ -1,8 +1,8 @@
 """s8 × s8 -> s32 on Hopper's tensor cores, scaled and finished before it leaves the chip.
 
-One CTA an SM walks over the output tiles. Its third warpgroup only issues TMA loads, through a ring of `stages` slots
-that runs on from tile to tile; the other two multiply. Each slot has a `full` barrier (the load arrived) and an `empty`
-barrier (both multiplying warpgroups, of both CTAs if they are paired, are done with it).
+One CTA an SM walks over the output tiles. Its last warpgroup only issues TMA loads, through a ring of `stages` slots
+that runs on from tile to tile; the others multiply. Each slot has a `full` barrier (the load arrived) and an `empty`
+barrier (all multiplying warpgroups, of both CTAs if they are paired, are done with it).
 
 The multiplying warpgroups share nothing but the slots, so they drift apart by a step or two, and one finishes its tile
 (scales, bias, GELU, store) while the other keeps the tensor cores busy. Forcing a distance between them was slower.
@@ -23,10 +23,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.int8_matmul.config import PIECE, TILE_K, Int8MatmulConfig
 from pallas_kernels.int8_matmul.emulation import gelu_tanh
-from pallas_kernels.mosaic import launch, load, swizzled
+from pallas_kernels.mosaic import in_eights, launch, load, swizzled
 
-MULTIPLIERS = 2
-LOADER = 2
+# Registers of a multiplying warpgroup and of the loading one: what 65536 of an SM allow.
+REGISTERS = {2: (232, 40), 3: (160, 32)}
 ROWS, COLUMNS = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
 
 
@@ -46,22 +46,27 @@ def run(
     interpret: Any = None,
 ) -> Array:
     """See `api.int8_matmul`; arguments are taken as checked."""
-    (m, k), n = x.shape, w.shape[0]
-    grouped = x_scale.ndim == 2
+    rows, n = x.shape[0], w.shape[0]
+    x, x_scale = in_eights(x), in_eights(x_scale)
+    residual = None if residual is None else in_eights(residual)
+    (m, k), grouped = x.shape, x_scale.ndim == 2
+    if gate is not None and activation is None:  # one product less for every value
+        w_scale, bias, gate = w_scale * gate, None if bias is None else bias * gate, None
     vectors = [v for v in (w_scale, bias, gate) if v is not None]
-    kernel = Kernel(m, k, n, grouped, bias is not None, gate is not None, activation, jnp.dtype(out_dtype), config)
+    has = dict(grouped=grouped, has_bias=bias is not None, has_gate=gate is not None, adds=residual is not None)
+    kernel = Kernel(m, k, n, **has, activation=activation, out_dtype=jnp.dtype(out_dtype), config=config)
     call = launch(
         kernel,
         jax.ShapeDtypeStruct((m, n), out_dtype),
         sms=sms,
-        warpgroups=MULTIPLIERS + 1,
+        warpgroups=config.multipliers + 1,
         cluster=config.cluster_size,
         approx_math=True,
         interpret=interpret,
     )
-    # TMA wants row strides of 16 bytes, so groups lead and rows are padded to a multiple of 4.
-    row_scale = jnp.pad(x_scale.T, ((0, 0), (0, -m % 4))) if grouped else x_scale
-    return call(x, w, row_scale, *vectors, *([] if residual is None else [residual]))
+    # TMA wants row strides of 16 bytes, so groups lead.
+    row_scale = x_scale.T if grouped else x_scale
+    return call(x, w, row_scale, *vectors, *([] if residual is None else [residual]))[:rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,26 +87,29 @@ class Kernel:
     n: int
     grouped: bool
     has_bias: bool
-    gated: bool
+    has_gate: bool
+    adds: bool  # the residual
     activation: str | None
     out_dtype: Any
     config: Int8MatmulConfig
 
     def __call__(self, x_gmem, w_gmem, row_scale_gmem, *rest) -> None:
         *vectors_gmem, out_gmem = rest
-        residual_gmem = vectors_gmem.pop() if self.gated else None
+        residual_gmem = vectors_gmem.pop() if self.adds else None
         operands = (x_gmem, w_gmem, row_scale_gmem, vectors_gmem, residual_gmem, out_gmem)
         pl.run_scoped(functools.partial(self._roles, operands), **self._scratch(), collective_axes="wg")
 
     def _scratch(self) -> dict[str, Any]:
         config, (rows, columns) = self.config, self.config.cta_tile
         barrier = functools.partial(plgpu.Barrier, num_barriers=config.stages)
-        empty = dict(num_arrivals=MULTIPLIERS, num_barriers=config.stages)
+        empty = dict(num_arrivals=config.multipliers, num_barriers=config.stages)
         scratch = dict(
             x_smem=plgpu.SMEM((config.stages, rows, TILE_K), jnp.int8, transforms=swizzled(TILE_K, jnp.int8)),
             w_smem=plgpu.SMEM((config.stages, columns, TILE_K), jnp.int8, transforms=swizzled(TILE_K, jnp.int8)),
             out_smem=plgpu.SMEM(
-                (MULTIPLIERS, config.slots, PIECE, PIECE), self.out_dtype, transforms=swizzled(PIECE, self.out_dtype)
+                (config.multipliers, config.slots, PIECE, PIECE),
+                self.out_dtype,
+                transforms=swizzled(PIECE, self.out_dtype),
             ),
             vectors_smem=plgpu.SMEM((self.vectors, columns), jnp.float32),
             # Grouped: one row of scales a K step, in the ring. Else one a tile.
@@ -111,32 +119,33 @@ class Kernel:
             if config.cluster
             else plgpu.Barrier(**empty),
             vectors_full=plgpu.Barrier(num_arrivals=self.vectors + (not self.grouped)),
-            vectors_empty=plgpu.Barrier(num_arrivals=MULTIPLIERS),
+            vectors_empty=plgpu.Barrier(num_arrivals=config.multipliers),
         )
-        if self.gated:
-            scratch["residual_ready"] = plgpu.Barrier(num_barriers=MULTIPLIERS * config.slots)
+        if self.adds:
+            scratch["residual_ready"] = plgpu.Barrier(num_barriers=config.multipliers * config.slots)
         return scratch
 
     @property
     def vectors(self) -> int:
-        return 1 + self.has_bias + self.gated
+        return 1 + self.has_bias + self.has_gate
 
     @property
     def k_steps(self) -> int:
         return self.k // TILE_K
 
     def _roles(self, operands, **scratch) -> None:
-        wg = lax.axis_index("wg")
+        wg, loader = lax.axis_index("wg"), self.config.multipliers
+        many, few = REGISTERS[self.config.multipliers]
 
-        @pl.when(wg == LOADER)
+        @pl.when(wg == loader)
         def _load():
-            plgpu.set_max_registers(40, action="decrease")
+            plgpu.set_max_registers(few, action="decrease")
             self._each_tile(lambda tile: self._load_tile(tile, operands, scratch))
             self._drain(scratch)
 
-        @pl.when(wg != LOADER)
+        @pl.when(wg != loader)
         def _multiply():
-            plgpu.set_max_registers(232, action="increase")
+            plgpu.set_max_registers(many, action="increase")
             self._each_tile(lambda tile: self._multiply_tile(wg, tile, operands, scratch))
             plgpu.wait_smem_to_gmem(0)
 
@@ -317,21 +326,22 @@ class Kernel:
         *_, residual_gmem, out_gmem = operands
         out_smem, slots, pieces = scratch["out_smem"], self.config.slots, self._pieces()
         plgpu.barrier_wait(scratch["vectors_full"])
-        if not self.gated:
+        if not self.adds:
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         for index, (i, j) in enumerate(pieces):
             slot = index % slots
             y = self._scaled(wg, total[i : i + PIECE, j : j + PIECE], i, j, scratch)
-            if self.gated:
+            if self.adds:
                 plgpu.barrier_wait(scratch["residual_ready"].at[wg * slots + slot])
                 before = load(out_smem.at[wg, slot], plgpu.Layout.WGMMA)
-                y = before.astype(jnp.float32) + self._vector(self.vectors - 1, wg, j, scratch) * y
+                y = self._vector(self.vectors - 1, wg, j, scratch) * y if self.has_gate else y
+                y = before.astype(jnp.float32) + y
             elif index >= slots:
                 plgpu.wait_smem_to_gmem(slots - 1, wait_read_only=True)
             out_smem[wg, slot] = y.astype(self.out_dtype)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(out_smem.at[wg, slot], self._piece_of(out_gmem, index, wg, tile))
-            if self.gated and index + slots < len(pieces):
+            if self.adds and index + slots < len(pieces):
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                 self._send_for_residual(index + slots, wg, tile, residual_gmem, scratch)
         plgpu.barrier_arrive(scratch["vectors_empty"])

@@ -1,5 +1,6 @@
 """The public functions: check, choose, run."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pallas_kernels import checks
-from pallas_kernels.mosaic import device_facts
+from pallas_kernels.mosaic import device_facts, in_eights
 from pallas_kernels.nvfp4_matmul import kernel_sm90
 from pallas_kernels.nvfp4_matmul.checks import check_weight
 from pallas_kernels.nvfp4_matmul.config import CHUNK, MOST_TOKENS, FusedConfig, choose_config
@@ -47,8 +48,15 @@ def nvfp4_matmul(
 def _run(x, packed, block_scale, tensor_scale, bias, *, out_dtype, config) -> Array:
     (m, k), n = x.shape, packed.shape[0]
     config = config or choose_config(m, k, n, device_facts()[0])
+    _check_config(config, m, k, n)
     # The other side of a wgmma is a multiple of eight wide.
-    padded = jnp.pad(x, ((0, -m % 8), (0, 0)))
+    padded = in_eights(x)
+    factor = tensor_scale * SCALE_BACK
+    if config.inside and out_dtype == jnp.bfloat16:
+        vectors = jnp.broadcast_to(factor, (n,)), jnp.zeros(n) if bias is None else bias
+        run = functools.partial(kernel_sm90.run_inside, config=config)
+        return lax.platform_dependent(padded, packed, block_scale, *vectors, cuda=run, default=_emulate_inside)[:m]
+    config = dataclasses.replace(config, inside=False)
     parts = lax.platform_dependent(
         padded,
         packed,
@@ -58,8 +66,21 @@ def _run(x, packed, block_scale, tensor_scale, bias, *, out_dtype, config) -> Ar
             [emulate(*operands)] + [jnp.zeros((n, padded.shape[0]))] * (config.parts - 1)
         ),
     )
-    y = parts.sum(0).T[:m] * (tensor_scale * SCALE_BACK)
+    y = parts.sum(0).T[:m] * factor
     return (y if bias is None else y + bias[None]).astype(out_dtype)
+
+
+def _emulate_inside(x, packed, block_scale, factor, bias) -> Array:
+    return (emulate(x, packed, block_scale).T * factor[None] + bias[None]).astype(jnp.bfloat16)
+
+
+def _check_config(config: FusedConfig, m: int, k: int, n: int) -> None:
+    op = "nvfp4_matmul"
+    if k // CHUNK % config.parts or (config.inside and config.parts > 1):
+        parts = "1 with inside" if config.inside else f"a divisor of k / {CHUNK} = {k // CHUNK}"
+        raise ValueError(f"{op}: config.parts = {config.parts}, expected {parts}")
+    if n // ROWS % config.cluster or (config.cluster > 1 and m % (8 * config.cluster)):
+        raise ValueError(f"{op}: config.cluster = {config.cluster} divides neither n / {ROWS} nor the tokens by eights")
 
 
 def w4a4_matmul(
@@ -95,7 +116,7 @@ def _decodes(x: Array, packed: Array) -> bool:
 
 
 def _check(op, x, packed, block_scale, tensor_scale, bias) -> None:
-    checks.check_dtype(op, "x", x, jnp.bfloat16)
+    checks.check_array(op, "x", x, jnp.bfloat16)
     checks.check_rank(op, "x", x, 2)
     checks.check_rows(op, "x", x)
     check_weight(op, packed, block_scale)
@@ -108,7 +129,7 @@ def _check(op, x, packed, block_scale, tensor_scale, bias) -> None:
     checks.check_shape(op, "tensor_scale", tensor_scale, (), (n,))
     for name, value in (("tensor_scale", tensor_scale), ("bias", bias)):
         if value is not None:
-            checks.check_dtype(op, name, value, jnp.float32)
+            checks.check_array(op, name, value, jnp.float32)
             checks.check_finite(op, name, value)
     if bias is not None:
         checks.check_shape(op, "bias", bias, (n,))

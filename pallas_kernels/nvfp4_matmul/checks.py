@@ -7,8 +7,8 @@ from pallas_kernels import checks
 
 
 def check_weight(op: str, packed: Array, block_scale: Array, prefix: str = "") -> None:
-    checks.check_dtype(op, f"{prefix}packed", packed, jnp.uint8)
-    checks.check_dtype(op, f"{prefix}block_scale", block_scale, jnp.float8_e4m3fn)
+    checks.check_array(op, f"{prefix}packed", packed, jnp.uint8)
+    checks.check_array(op, f"{prefix}block_scale", block_scale, jnp.float8_e4m3fn)
     checks.check_rank(op, f"{prefix}packed", packed, 2)
     checks.check_rows(op, f"{prefix}packed", packed)
     n, half = packed.shape

@@ -15,6 +15,8 @@ MOST_TOKENS = 256  # beyond it the tensor cores, not the memory, set the pace: e
 class FusedConfig:
     parts: int = 1  # K is cut into, so that enough CTAs read
     stages: int = 3
+    cluster: int = 1  # CTAs that share the tokens they load
+    inside: bool = False  # finish in the kernel; of one part only
 
 
 def choose_config(m: int, k: int, n: int, kind: str) -> FusedConfig:

@@ -44,7 +44,7 @@ def expand_to_int8(packed: Array, block_scale: Array, tensor_scale: Array) -> tu
     """
     op = "expand_to_int8"
     check_weight(op, packed, block_scale)
-    checks.check_dtype(op, "tensor_scale", tensor_scale, jnp.float32)
+    checks.check_array(op, "tensor_scale", tensor_scale, jnp.float32)
     checks.check_shape(op, "tensor_scale", tensor_scale, (), (packed.shape[0],))
     checks.check_finite(op, "tensor_scale", tensor_scale)
     return jax.custom_batching.sequential_vmap(_expand)(packed, block_scale, tensor_scale)

@@ -2,7 +2,9 @@
 
 With few tokens the cost is reading the weight, and here it is read at 4.5 bits a value. Operands are swapped: 64 rows
 of the weight are the register operand of a wgmma, the tokens its other side. The grid is (rows / 128, parts of K);
-parts are added up outside, where scale and bias are applied too.
+parts are added up outside, where scale and bias are applied too. With `inside` there is one part, finished here: scale,
+bias, rounding and the transpose to (tokens, rows). CTAs of a cluster work on neighbouring rows and share the tokens by
+multicast: at 64 tokens these are more bytes from the second-level cache than the weight is from memory.
 
 Decoding costs about two instructions a value:
 
@@ -39,22 +41,44 @@ ROWS = 64  # of the weight, per decoding warpgroup
 WORDS = CHUNK // 8
 BLOCKS = CHUNK // 16
 STEP = 64  # of K, per register operand
+BY_ROW = plgpu.Layout.WGMMA.reduce(1)
 
 
 def run(x: Array, packed: Array, block_scale: Array, *, config: FusedConfig, interpret: Any = None) -> Array:
     """Partial products f32 (parts, n, m) of x bf16 (m, k), m <= 256 a multiple of 8, times 2^-7."""
+    m, n = x.shape[0], packed.shape[0]
+    out_type = jax.ShapeDtypeStruct((config.parts, n, m), jnp.float32)
+    return _launch(x, packed, block_scale, [], out_type, config, interpret)
+
+
+def run_inside(
+    x: Array,
+    packed: Array,
+    block_scale: Array,
+    factor: Array,
+    bias: Array,
+    *,
+    config: FusedConfig,
+    interpret: Any = None,
+) -> Array:
+    """The finished product, bf16 (m, n). factor f32 (n,): the tensor scale times 2^7; bias f32 (n,)."""
+    out_type = jax.ShapeDtypeStruct((x.shape[0], packed.shape[0]), jnp.bfloat16)
+    return _launch(x, packed, block_scale, [factor, bias], out_type, config, interpret)
+
+
+def _launch(x, packed, block_scale, vectors, out_type, config: FusedConfig, interpret) -> Array:
     (m, k), n = x.shape, packed.shape[0]
     words = lax.bitcast_convert_type(packed.reshape(n, k // 8, 4), jnp.int32)
     scales = lax.bitcast_convert_type(block_scale, jnp.int8)
-    kernel = Kernel(m, k, n, config)
     call = launch_grid(
-        kernel,
-        jax.ShapeDtypeStruct((config.parts, n, m), jnp.float32),
-        grid={"rows": n // (DECODERS * ROWS), "part": config.parts},
+        Kernel(m, k, n, config),
+        out_type,
+        grid={"rows": n // (DECODERS * ROWS * config.cluster), "part": config.parts},
         warpgroups=DECODERS + 1,
+        cluster=config.cluster,
         interpret=interpret,
     )
-    return call(interleave(x), words, scales)
+    return call(interleave(x), words, scales, *vectors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,17 +93,29 @@ class Kernel:
         """Of K, per part."""
         return self.k // CHUNK // self.config.parts
 
-    def __call__(self, x_gmem, words_gmem, scales_gmem, out_gmem) -> None:
-        stages = min(self.config.stages, self.chunks)
-        rows = DECODERS * ROWS
+    def __call__(self, x_gmem, words_gmem, scales_gmem, *rest) -> None:
+        *vectors_gmem, out_gmem = rest
+        stages, rows, config = min(self.config.stages, self.chunks), DECODERS * ROWS, self.config
+        if config.inside:
+            turned = (DECODERS, self.m, ROWS)
+            extra = dict(
+                out_smem=plgpu.SMEM(turned, jnp.bfloat16, transforms=swizzled(ROWS, jnp.bfloat16)),
+                vectors_smem=plgpu.SMEM((2, rows), jnp.float32),
+                vectors_full=plgpu.Barrier(num_arrivals=2),
+            )
+        else:
+            extra = dict(out_smem=plgpu.SMEM((DECODERS, ROWS, self.m), jnp.float32))
+        empty = dict(num_arrivals=DECODERS, num_barriers=stages)
         pl.run_scoped(
-            functools.partial(self._roles, (x_gmem, words_gmem, scales_gmem), out_gmem),
+            functools.partial(self._roles, (x_gmem, words_gmem, scales_gmem, vectors_gmem), out_gmem),
             x_smem=plgpu.SMEM((stages, self.m, CHUNK), jnp.bfloat16, transforms=swizzled(STEP, jnp.bfloat16)),
             words_smem=plgpu.SMEM((stages, rows, WORDS), jnp.int32, transforms=swizzled(WORDS, jnp.int32)),
             scales_smem=plgpu.SMEM((stages, rows, BLOCKS), jnp.int8),
-            out_smem=plgpu.SMEM((DECODERS, ROWS, self.m), jnp.float32),
             full=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
-            empty=plgpu.Barrier(num_arrivals=DECODERS, num_barriers=stages),
+            empty=plgpu.ClusterBarrier(collective_axes=("cluster",), **empty)
+            if config.cluster > 1
+            else plgpu.Barrier(**empty),
+            **extra,
             collective_axes="wg",
         )
 
@@ -96,11 +132,16 @@ class Kernel:
             plgpu.set_max_registers(232, action="increase")
             self._multiply(wg, out_gmem, scratch)
 
+    def _row_tile(self) -> Array:
+        tile = lax.axis_index("rows")
+        return tile if self.config.cluster == 1 else tile * self.config.cluster + lax.axis_index("cluster")
+
     def _load(self, inputs, scratch) -> None:
-        x_gmem, words_gmem, scales_gmem = inputs
+        x_gmem, words_gmem, scales_gmem, vectors_gmem = inputs
         stages = scratch["x_smem"].shape[0]
-        rows = pl.ds(lax.axis_index("rows") * DECODERS * ROWS, DECODERS * ROWS)
+        rows = pl.ds(self._row_tile() * DECODERS * ROWS, DECODERS * ROWS)
         first = lax.axis_index("part") * self.chunks
+        shared = {"collective_axes": "cluster"} if self.config.cluster > 1 else {}
 
         @pl.loop(0, self.chunks)
         def _chunk(i):
@@ -114,7 +155,11 @@ class Kernel:
             columns = lambda size: pl.ds((first + i) * size, size)
             plgpu.copy_gmem_to_smem(words_gmem.at[rows, columns(WORDS)], scratch["words_smem"].at[slot], full)
             plgpu.copy_gmem_to_smem(scales_gmem.at[rows, columns(BLOCKS)], scratch["scales_smem"].at[slot], full)
-            plgpu.copy_gmem_to_smem(x_gmem.at[:, columns(CHUNK)], scratch["x_smem"].at[slot], full)
+            plgpu.copy_gmem_to_smem(x_gmem.at[:, columns(CHUNK)], scratch["x_smem"].at[slot], full, **shared)
+
+        for index, vector_gmem in enumerate(vectors_gmem):
+            target = scratch["vectors_smem"].at[index]
+            plgpu.copy_gmem_to_smem(vector_gmem.at[rows], target, scratch["vectors_full"])
 
         @pl.loop(0, stages)
         def _drain(i):
@@ -143,11 +188,23 @@ class Kernel:
 
         total = pl.run_scoped(accumulate, plgpu.ACC((ROWS, self.m), jnp.float32))
         out_smem = scratch["out_smem"].at[wg]
-        out_smem[...] = total
+        rows = pl.ds((self._row_tile() * DECODERS + wg) * ROWS, ROWS)
+        if self.config.inside:
+            out_smem.T[...] = plgpu.layout_cast(self._finished(total, mine, scratch), plgpu.Layout.WGMMA_TRANSPOSED)
+            target = out_gmem.at[:, rows]
+        else:
+            out_smem[...] = total
+            target = out_gmem.at[lax.axis_index("part"), rows]
         plgpu.commit_smem()
-        rows = pl.ds((lax.axis_index("rows") * DECODERS + wg) * ROWS, ROWS)
-        plgpu.copy_smem_to_gmem(out_smem, out_gmem.at[lax.axis_index("part"), rows])
+        plgpu.copy_smem_to_gmem(out_smem, target)
         plgpu.wait_smem_to_gmem(0)
+
+    def _finished(self, total: Array, mine, scratch) -> Array:
+        plgpu.barrier_wait(scratch["vectors_full"])
+        factor, bias = (
+            lax.broadcast_in_dim(load(scratch["vectors_smem"].at[i, mine], BY_ROW), total.shape, (0,)) for i in (0, 1)
+        )
+        return (total * factor + bias).astype(jnp.bfloat16)
 
 
 def decode(words: Array, scales: Array) -> list[Array]:

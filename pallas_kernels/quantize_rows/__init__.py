@@ -1,4 +1,4 @@
-"""Activations to INT8, with what comes before: activation function, rotation, and the statistics policies ask for."""
+"""Activations to INT8 or NVFP4, with what comes before (norm, activation function, rotation) and their statistics."""
 
 from pallas_kernels.quantize_rows.api import QuantizedRows, quantize_rows
 from pallas_kernels.quantize_rows.config import QuantizeRowsConfig

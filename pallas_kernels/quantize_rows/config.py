@@ -26,7 +26,8 @@ def choose_config(k: int, spec: Any, kind: str) -> QuantizeRowsConfig:
 
 
 def case_name(k: int, spec: Any) -> str:
-    return " ".join([f"k{k}", *(["grouped"] if spec.grouped else []), *([spec.activation] if spec.activation else [])])
+    kinds = ["grouped" if spec.grouped else "", spec.activation or "", spec.form if spec.form != "int8" else ""]
+    return " ".join([f"k{k}", *filter(None, kinds)])
 
 
 def _by_rule(k: int) -> QuantizeRowsConfig:

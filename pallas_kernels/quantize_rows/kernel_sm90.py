@@ -20,7 +20,7 @@ Long rows do not fit eight at a time. They are cut into `split` parts, and a blo
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -50,38 +50,25 @@ class Outputs:
     scale: Any
     total: Any
     largest: Any
+    block_scale: Any = None
 
 
-def run(
-    x: Array,
-    factor: Array | None = None,
-    offset: Array | None = None,
-    *,
-    spec: Spec,
-    config: QuantizeRowsConfig,
-    interpret: Any = None,
-) -> tuple[Array, ...]:
-    """Codes s8 (m, k); scale, Σ|x| and max|x| f32 (blocks, 64), or scale (blocks, tiles, 64) if grouped.
+def launch(kernel: "Kernel", x: Array, factor: Array | None, offset: Array | None, interpret: Any) -> tuple[Array, ...]:
+    """Codes; scale, Σ|x| and max|x| f32 (blocks, 64), or scale (blocks, tiles, 64) if grouped; then what else there is.
 
     factor and offset f32 (k,), both or neither: with `spec.affine`.
     """
-    m, k = x.shape
-    kernel = Kernel(m * config.split, k // config.split, spec, config)
     vector = jax.ShapeDtypeStruct((kernel.blocks, TILE), jnp.float32)
-    scale = jax.ShapeDtypeStruct((kernel.blocks, kernel.tiles, TILE), jnp.float32) if spec.grouped else vector
-    codes = jax.ShapeDtypeStruct((kernel.m, kernel.k), jnp.int8)
+    scale = jax.ShapeDtypeStruct((kernel.blocks, kernel.tiles, TILE), jnp.float32) if kernel.spec.grouped else vector
     call = launch_grid(
         kernel,
-        (codes, scale, vector, vector),
+        (kernel.codes_type, scale, vector, vector, *kernel.more_types),
         grid={"block": kernel.blocks},
-        warpgroups=config.warpgroups,
+        warpgroups=kernel.config.warpgroups,
         interpret=interpret,
     )
-    # Without a rotation the product still serves: it is exact, and brings x into the accumulators' layout.
-    matrix = jnp.asarray(signs(HALF) if spec.rotate else np.eye(HALF), jnp.bfloat16)
-    vectors = [kernel.by_part(vector) for vector in (factor, offset)] if spec.affine else []
-    codes, scale, total, largest = call(x.reshape(kernel.m, kernel.k), matrix, *vectors)
-    return codes.reshape(m, k), scale, total, largest
+    vectors = [kernel.by_part(vector) for vector in (factor, offset)] if kernel.spec.affine else []
+    return call(x.reshape(kernel.m, kernel.k), jnp.asarray(kernel.matrix, jnp.bfloat16), *vectors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +79,21 @@ class Kernel:
     k: int
     spec: Spec
     config: QuantizeRowsConfig
+
+    more_types: ClassVar[tuple[Any, ...]] = ()
+
+    @property
+    def codes_type(self) -> Any:
+        return jax.ShapeDtypeStruct((self.m, self.k), jnp.int8)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """Without a rotation the product still serves: it is exact, and brings x into the accumulators' layout."""
+        return signs(HALF) if self.spec.rotate else np.eye(HALF)
+
+    def codes_scratch(self) -> Any:
+        shape = (self.config.warpgroups, self.config.slots, TILE, GROUP)
+        return plgpu.SMEM(shape, jnp.int8, transforms=swizzled(WIDTH, jnp.int8))
 
     @property
     def blocks(self) -> int:
@@ -115,14 +117,14 @@ class Kernel:
         return self.tiles * self.tile_groups * GROUP
 
     def __call__(self, x_gmem, matrix_gmem, *rest) -> None:
-        config, wgs = self.config, self.config.warpgroups
-        *channels_gmem, codes_gmem, scale_gmem, total_gmem, largest_gmem = rest
-        outputs = Outputs(codes_gmem, scale_gmem, total_gmem, largest_gmem)
+        wgs = self.config.warpgroups
+        channels_gmem, results = (rest[:2], rest[2:]) if self.spec.affine else ((), rest)
+        outputs = Outputs(*results)
         pl.run_scoped(
             functools.partial(self._block, x_gmem, matrix_gmem, channels_gmem, outputs),
             x_smem=plgpu.SMEM((self.tiles, TILE, GROUP), jnp.bfloat16, transforms=swizzled(HALF, jnp.bfloat16)),
             matrix_smem=plgpu.SMEM((HALF, HALF), jnp.bfloat16, transforms=swizzled(HALF, jnp.bfloat16)),
-            codes_smem=plgpu.SMEM((wgs, config.slots, TILE, GROUP), jnp.int8, transforms=swizzled(WIDTH, jnp.int8)),
+            codes_smem=self.codes_scratch(),
             # A reduction over groups reads windows that run over the end, so vectors are written twice.
             vectors_smem=plgpu.SMEM((wgs, self._exchanged, 2 * TILE), jnp.float32),
             out_smem=plgpu.SMEM((wgs, 3, TILE), jnp.float32),
@@ -195,7 +197,7 @@ class Kernel:
         scale, inverse = code_scale(amax, self.spec)
 
         def encode(tile, slot):
-            self._store(wg, block, tile, slot, inverse, outputs.codes, scratch)
+            self._store(wg, block, tile, slot, inverse, outputs, scratch)
             return lax.rem(slot + 1, self.config.slots)
 
         self._each_tile(wg, encode, jnp.int32(0))
@@ -224,7 +226,7 @@ class Kernel:
             self._await(tile, scratch)
             tile_total, tile_largest = prepare(tile)
             scale, inverse = code_scale(self._amax(tile, scratch), self.spec)
-            self._store(wg, block, tile, slot, inverse, outputs.codes, scratch)
+            self._store(wg, block, tile, slot, inverse, outputs, scratch)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             scale_smem[...] = scale
             plgpu.commit_smem()
@@ -325,7 +327,7 @@ class Kernel:
         measure = lambda part, amax: jnp.maximum(amax, self._row_amax(*self._products(tile, part, scratch)))
         return lax.fori_loop(0, PARTS, measure, row_zeros())
 
-    def _store(self, wg, block, tile, slot, inverse, codes_gmem, scratch) -> None:
+    def _store(self, wg, block, tile, slot, inverse, outputs: Outputs, scratch) -> None:
         codes_smem = scratch["codes_smem"].at[wg, slot]
         plgpu.wait_smem_to_gmem(self.config.slots * self.tile_groups - self.tile_groups, wait_read_only=True)
 
@@ -338,7 +340,7 @@ class Kernel:
         plgpu.commit_smem()
         rows = pl.ds(block * self.config.rows, self.config.rows)
         for inside, columns in self._pieces(tile):
-            plgpu.copy_smem_to_gmem(codes_smem.at[inside], codes_gmem.at[rows, columns])
+            plgpu.copy_smem_to_gmem(codes_smem.at[inside], outputs.codes.at[rows, columns])
 
     # Reductions over the groups of a row and the parts of a token.
 

@@ -8,7 +8,9 @@ from jax import Array, lax
 
 from pallas_kernels.quantize_rows.config import GROUP
 
-INT8_MAX = 127.0
+INT8_MAX, E4M3_MAX, E2M1_MAX = 127.0, 448.0, 6.0
+E4M3_SMALLEST = 2.0**-6  # the smallest normal
+BLOCK = 16  # values that share a scale in NVFP4
 SMALLEST_AMAX = 1e-30  # below it a row counts as zeros, with scale 1
 # Adding 1.5 · 2^23 to a value below 2^22 rounds it to an integer, half to even, and leaves it in the low bits.
 _MAGIC = 12582912.0
@@ -24,6 +26,7 @@ class Spec:
     norm: str | None = None  # "layer" or "rms"
     eps: float = 1e-6
     affine: bool = False
+    form: str = "int8"  # or "nvfp4"
 
     @property
     def changes(self) -> bool:
@@ -32,12 +35,13 @@ class Spec:
 
 
 def code_scale(amax: Array, spec: Spec) -> tuple[Array, Array]:
-    """The scale of the codes, and what a rotated value is multiplied by to become one.
+    """The scale of the codes, and what a rotated value is multiplied by to become one; in NVFP4 the row's outer scale.
 
     Rotated values lack the factor 1 / √128 that makes the rotation orthonormal; it is in here.
     """
     norm = GROUP**-0.5 if spec.rotate else 1.0
-    scale = jnp.where(amax * norm < SMALLEST_AMAX, 1.0, amax * (norm / INT8_MAX))
+    largest = E4M3_MAX * E2M1_MAX if spec.form == "nvfp4" else INT8_MAX
+    scale = jnp.where(amax * norm < SMALLEST_AMAX, 1.0, amax * (norm / largest))
     return scale, norm / scale
 
 

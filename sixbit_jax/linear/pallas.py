@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from sixbit_jax.formats import Int8Tensor, NVFP4Tensor, QuantizedWeight, to_int8
+from sixbit_jax.formats import NVFP4Tensor, QuantizedTensor, QuantizedWeight, to_int8
 from sixbit_jax.linear.spec import LinearSpec
 
 GROUP = 128  # columns that share a rotation, and may share an activation scale
@@ -95,11 +95,21 @@ def _run_integers(x: Array, w: QuantizedWeight, bias: Array | None) -> Array:
     rounded = quantize_rows(x, factor=factor, rotate=w.rotated is not None, group=w.act_group)
     # As in `xla`: expanded weights must not be computed out of the step loop, where they would all be kept.
     codes, stored = lax.optimization_barrier((rounded.codes, w.weight))
-    weight: Int8Tensor = to_int8(stored)
+    weight, weight_scale = _as_int8(stored)
     branch: dict[str, Any] = {}
     if w.low_rank is not None:
         branch = {"gate": jnp.ones(w.shape[0]), "residual": _low_rank(x, factor, w)}
-    return int8_matmul(codes, weight.data, rounded.scale, weight.scale[:, 0], bias=bias, out_dtype=x.dtype, **branch)
+    return int8_matmul(codes, weight, rounded.scale, weight_scale, bias=bias, out_dtype=x.dtype, **branch)
+
+
+def _as_int8(t: QuantizedTensor) -> tuple[Array, Array]:
+    """(codes (n, k), a scale per row)"""
+    if isinstance(t, NVFP4Tensor):
+        from pallas_kernels.nvfp4_matmul import expand_to_int8
+
+        return expand_to_int8(t.packed, t.block_scale, t.tensor_scale)
+    codes = to_int8(t)
+    return codes.data, codes.scale[:, 0]
 
 
 def _low_rank(x: Array, factor: Array | None, w: QuantizedWeight) -> Array:

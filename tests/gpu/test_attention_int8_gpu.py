@@ -7,8 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention_int8 import AttentionConfig, attention_bf16, attention_int8, emulation, operands
+from benchmarks.kernels import attention_prologue
+from pallas_kernels.attention_int8 import (
+    AttentionConfig,
+    Before,
+    attention_bf16,
+    attention_int8,
+    emulation,
+    operands,
+    prologue,
+)
 from pallas_kernels.attention_int8.config import choose_config
+from pallas_kernels.mosaic import in_eights
 
 pytestmark = pytest.mark.gpu
 
@@ -45,11 +55,12 @@ def emulate(name, q, k, v, valid):
     """The emulation on this GPU, with the configuration the kernel takes."""
     config = choose_config(q.shape[1], valid, q.shape[2], kinds=KINDS[name], kind=jax.devices()[0].device_kind)
     if name == "bf16":
-        x = operands.as_bf16(q, k, v, config=config)
+        x = operands.as_bf16(q, k, v, Before(), config=config)
     else:
-        x = operands.quantize(q, k, v, valid_keys=valid, pv=KINDS[name][1], config=config)
-    static = dict(heads=q.shape[2], queries=q.shape[1], valid_keys=valid, config=config, with_lse=False)
-    return emulation.run(x, **static)[0]
+        x = operands.quantize(q, k, v, Before(), valid_keys=valid, pv=KINDS[name][1], config=config)
+    x = x._replace(q=in_eights(x.q, axis=1))
+    static = dict(heads=q.shape[2], queries=x.q.shape[1], valid_keys=valid, config=config, with_lse=False)
+    return emulation.run(x, **static)[0][:, : q.shape[1]]
 
 
 def error(actual, expected):
@@ -120,3 +131,29 @@ def test_hard_inputs(rng, hard):
         assert (out * expected).sum() / np.linalg.norm(out) / np.linalg.norm(expected) > 0.999
     assert max(error(out, expected) for out in wide) < 0.02
     assert error(narrow, expected) < 0.044
+
+
+@pytest.mark.parametrize("has_before", [True, False])
+def test_fused_prologue(rng, has_before):
+    """Its own kernels against XLA's: codes at most one apart, angles being in f16; the same twice."""
+    case = attention_prologue.Case("", 12, 4680)
+    q, k, v, before = attention_prologue.random_operands(case)
+    before = before if has_before else Before()
+    static = dict(valid_keys=4677, pv="e4m3", config=AttentionConfig())
+    ours, theirs = (functools.partial(f.quantize, **static) for f in (prologue, operands))
+    poison(q.shape)
+    first, second, expected = (jax.jit(f)(q, k, v, before) for f in (ours, ours, theirs))
+    assert attention_prologue.differing_codes(first, expected) < 0.03
+    np.testing.assert_allclose(first.q_scale[:, :4680], expected.q_scale[:, :4680], rtol=1e-3)
+    np.testing.assert_allclose(first.k_scale, expected.k_scale, rtol=1e-3)
+    np.testing.assert_allclose(first.v_scale, expected.v_scale, rtol=1e-6)
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(other, np.float32))
+
+
+def test_attention_with_its_fused_prologue(rng):
+    q, k, v = random(rng, 1001, 1900)
+    plain = attention_int8(q, k, v, valid_keys=1837, pv="bf16")
+    fused = attention_int8(q, k, v, valid_keys=1837, pv="bf16", prologue="fused")
+    # A code in a few hundred is one step off: far below the roundings themselves.
+    assert error(fused, np.asarray(plain, np.float64)) < 0.004

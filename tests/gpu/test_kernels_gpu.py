@@ -1,6 +1,5 @@
 """The kernels on a real GPU, against their emulations: every epilogue, ragged rows, the same result twice."""
 
-import dataclasses
 import functools
 
 import jax
@@ -28,19 +27,25 @@ def test_int8_matmul(variant, m):
     run = jax.jit(functools.partial(int8_matmul.run_kernel, case))
     first, second = run(*operands), run(*operands)
     # bf16's rounding, and the hardware's approximate tanh.
-    assert int8_matmul.spot_error(case, operands, first) < 2**-8
+    assert int8_matmul.spot_error(case, first) < 2**-8
     np.testing.assert_array_equal(np.asarray(first, np.float32), np.asarray(second, np.float32))
     assert np.isfinite(np.asarray(first, np.float32)).all()
 
 
-@pytest.mark.parametrize(
-    "config", int8_matmul.candidates(int8_matmul.Case("", 32760, 5120, 5120)), ids=lambda c: str(dataclasses.astuple(c))
-)
-def test_int8_matmul_candidates(config):
-    case = int8_matmul.Case("", 1000, 640, 1152)
+CANDIDATES = [
+    (variant, config)
+    for variant in ("gelu", "gated", "grouped")
+    for config in int8_matmul.candidates(int8_matmul.Case("", 32760, 5120, 5120, variant))
+]
+
+
+@pytest.mark.parametrize(("variant", "config"), CANDIDATES, ids=str)
+def test_int8_matmul_candidates(variant, config):
+    """Ragged rows, and columns that no width of a tile but 128 divides."""
+    case = int8_matmul.Case("", 1003, 640, 1280, variant)
     operands = int8_matmul.random_operands(case)
     result = int8_matmul.run_kernel(case, *operands, config=config)
-    assert int8_matmul.spot_error(case, operands, result) < 2**-8
+    assert int8_matmul.spot_error(case, result) < 2**-8
 
 
 @pytest.mark.parametrize("variant", quantize_rows.VARIANTS)
@@ -61,6 +66,20 @@ def test_fused_nvfp4(m):
     actual = fused(x, packed, scale, jnp.float32(1e-3))
     expected = np.asarray(x, np.float64) @ np.asarray(scaled_values(packed, scale), np.float64).T * 1e-3
     assert relative_error(actual.astype(jnp.float32), expected) < 2**-8
+
+
+@pytest.mark.parametrize("m", [8, 64])
+def test_fused_nvfp4_candidates(m):
+    case = nvfp4_matmul.Case("fused", m, 1536, 8960)
+    packed, scale = nvfp4_matmul.random_weights(case)[0]
+    x = jax.random.normal(jax.random.key(1), (m, case.k), jnp.bfloat16)
+    bias = jax.random.normal(jax.random.key(2), (case.n,))
+    expected = np.asarray(x, np.float64) @ np.asarray(scaled_values(packed, scale), np.float64).T * 1e-3 + np.asarray(
+        bias
+    )
+    for config in nvfp4_matmul.candidates(case):
+        actual = fused(x, packed, scale, jnp.float32(1e-3), bias=bias, config=config).astype(jnp.float32)
+        assert relative_error(actual, expected) < 2**-8, config
 
 
 def test_expand_to_int8():

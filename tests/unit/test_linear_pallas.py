@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -85,3 +86,11 @@ def test_as_close_to_the_dense_product_as_xla(rng, name):
     assert ours.shape == oracle.shape
     assert ours.dtype == x.dtype
     assert error(ours) <= 1.1 * error(xla.run(x, w, bias, act)) + 1e-5
+
+
+def test_nvfp4_weights_are_expanded_by_our_kernel(rng):
+    """Where k allows it. Elsewhere, and on a CPU, the same numbers come from XLA."""
+    x = jnp.asarray(rng.normal(size=(9, 512)), jnp.bfloat16)
+    lowered = jax.jit(lambda x, w: pallas.run(x, w, None, "int8")).trace(x, weights(rng)["nvfp4, grouped"])
+    # Quantizing the activations, expanding the weight, their product.
+    assert lowered.lower(lowering_platforms=("cuda",)).as_text().count("mosaic_gpu_v2(") == 3

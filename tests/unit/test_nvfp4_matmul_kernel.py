@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.kernels import nvfp4_matmul as benchmark
 from pallas_kernels.nvfp4_matmul import (
+    FusedConfig,
     expand_sm90,
     expand_to_bf16,
     expand_to_int8,
@@ -134,6 +135,29 @@ def test_lowers_for_cuda_at_every_benchmark_shape(case):
     assert "mosaic_gpu" in jax.jit(function).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
 
 
+@pytest.mark.parametrize("m", [8, 64])
+def test_every_candidate_lowers(m):
+    case, shape = benchmark.Case("fused", m, 5120, 13824), jax.ShapeDtypeStruct
+    weight = shape((case.n, case.k // 2), jnp.uint8), shape((case.n, case.k // 16), jnp.float8_e4m3fn)
+    configs = benchmark.candidates(case)
+    assert {config.inside for config in configs} == {True, False}
+    for config in configs:
+        traced = jax.jit(functools.partial(nvfp4_matmul, config=config)).trace(
+            shape((m, case.k), jnp.bfloat16), *weight, shape((), jnp.float32), bias=shape((case.n,), jnp.float32)
+        )
+        assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_finishing_inside_changes_only_where(rng):
+    packed, scales, _ = random_weight(rng, 128, 512)
+    x, bias = jnp.asarray(rng.normal(size=(5, 512)), jnp.bfloat16), jnp.asarray(rng.normal(size=128), jnp.float32)
+    inside, outside = (
+        nvfp4_matmul(x, packed, scales, jnp.float32(0.37), bias=bias, config=FusedConfig(inside=inside))
+        for inside in (True, False)
+    )
+    np.testing.assert_array_equal(np.asarray(inside, np.float32), np.asarray(outside, np.float32))
+
+
 class Blackwell:
     """As much of a device as lowering asks for."""
 
@@ -184,6 +208,17 @@ def good(**changes):
         (dict(tensor_scale=jnp.ones(3)), "tensor_scale has shape"),
         (dict(tensor_scale=jnp.float32(jnp.nan)), "tensor_scale holds"),
         (dict(bias=jnp.ones(3)), "bias has shape"),
+        (dict(config=FusedConfig(parts=3)), "config.parts = 3"),
+        (
+            dict(
+                x=jnp.ones((2, 512), jnp.bfloat16),
+                packed=jnp.zeros((128, 256), jnp.uint8),
+                block_scale=jnp.ones((128, 32), jnp.float8_e4m3fn),
+                config=FusedConfig(2, inside=True),
+            ),
+            "parts = 2",
+        ),
+        (dict(config=FusedConfig(cluster=2)), "config.cluster = 2"),
     ],
 )
 def test_bad_arguments_are_named(changes, named):

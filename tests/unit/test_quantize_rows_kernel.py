@@ -9,11 +9,12 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from benchmarks.kernels import quantize_rows as benchmark
-from pallas_kernels.quantize_rows import QuantizeRowsConfig, quantize_rows
+from pallas_kernels.quantize_rows import QuantizeRowsConfig, nvfp4_sm90, quantize_rows
 from pallas_kernels.quantize_rows.api import run_kernel
 from pallas_kernels.quantize_rows.config import choose_config
 from pallas_kernels.quantize_rows.emulation import emulate
 from pallas_kernels.quantize_rows.spec import Spec
+from sixbit_jax.formats import hadamard, quantize_nvfp4
 
 
 def rows_of_all_sizes(rng, m, k):
@@ -64,6 +65,65 @@ def test_zeros_have_scale_one():
     assert q.scale.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("rotate", [False, True])
+def test_nvfp4_is_the_format_under_an_outer_scale_a_row(rng, rotate):
+    x = rows_of_all_sizes(rng, 6, 384)
+    q = quantize_rows(x, rotate=rotate, form="nvfp4")
+    values = hadamard(x.astype(jnp.float32), 128) if rotate else x.astype(jnp.float32)
+    np.testing.assert_allclose(q.scale, jnp.abs(values).max(1) / (448 * 6), rtol=1e-5)
+    expected = quantize_nvfp4(values, tensor_scale=q.scale)
+    # Reciprocals instead of divisions: what lies next to the middle between two codes or scales may fall either way.
+    scales = [np.asarray(scale).view(np.uint8).astype(int) for scale in (q.block_scale, expected.block_scale)]
+    assert np.abs(scales[0] - scales[1]).max() <= 1 and (scales[0] != scales[1]).mean() < 0.01
+    assert (np.asarray(q.codes) != np.asarray(expected.packed)).mean() < 0.02
+    np.testing.assert_allclose(q.total, np.abs(np.asarray(x, np.float64)).sum(1), rtol=1e-5)
+
+
+def test_nvfp4_zeros_have_scale_one():
+    q = quantize_rows(jnp.zeros((2, 128), jnp.bfloat16), rotate=True, form="nvfp4")
+    assert not q.codes.any() and q.scale.tolist() == [1.0, 1.0]
+    assert (q.block_scale == 2.0**-6).all()
+
+
+def test_codes_by_bits_are_the_nearest():
+    """The instructions of `nvfp4_sm90.CODE` on integers: every code, middles and what is beside them."""
+    table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    middles = (table[:-1] + table[1:]) / 2
+    # Below 1 what is within 2^-24 of a middle counts as the middle.
+    y = np.concatenate([table, middles, middles * np.float32(0.9999), middles * np.float32(1.0001), [np.float32(5.5)]])
+    below = y < 1
+    bits = np.where(below, y + np.float32(1), y).view(np.uint32)
+    rounded = (bits + ((bits >> 22) & 1) + np.uint32(0x1FFFFF)) >> 22
+    codes = rounded - np.where(below, 254, 252)
+    # The first of the nearest two is the even one if it has an even index, else the second.
+    distance = np.abs(y[:, None].astype(np.float64) - table)
+    nearest = [min(np.flatnonzero(d == d.min()), key=lambda code: code % 2) for d in distance]
+    np.testing.assert_array_equal(codes, nearest)
+
+
+def test_each_thread_of_the_permuted_product_holds_one_block():
+    """Lane c of four holds columns 2c, 2c + 1 of every 8: in order they are the sixteen columns from 16c on."""
+    columns = nvfp4_sm90.order().reshape(8, 4, 2)
+    for lane in range(4):
+        assert columns[:, lane].flatten().tolist() == list(range(16 * lane, 16 * lane + 16))
+
+
+@pytest.mark.parametrize("config", [QuantizeRowsConfig(16, 1), QuantizeRowsConfig(8, 2)])
+def test_block_scales_come_back_in_order(config):
+    """Stored by block, tile, group of the tile, row, lane and half of a group."""
+    kernel = nvfp4_sm90.Nvfp4Kernel(24, 1152, Spec(form="nvfp4"), config)
+    place = np.arange(kernel.blocks * kernel.tiles * 64 * 8)
+    rest, half = place // 2, place % 2
+    rest, lane = rest // 4, rest % 4
+    rest, row = rest // config.rows, rest % config.rows
+    group = rest % (kernel.tiles * kernel.tile_groups)
+    row = rest // (kernel.tiles * kernel.tile_groups) * config.rows + row
+    label = (row * 7 + (group * 8 + half * 4 + lane)) % 126
+    expected = (np.arange(24)[:, None] * 7 + np.arange(1152 // 16)) % 126
+    by_row = nvfp4_sm90.by_row(jnp.asarray(label, jnp.int8), kernel, 24)
+    np.testing.assert_array_equal(np.asarray(by_row).view(np.int8), expected)
+
+
 # The number of rows only sets the number of CTAs.
 SHAPES = [case for case in benchmark.cases() if case.m == 32760]
 
@@ -73,6 +133,14 @@ def test_lowers_for_cuda_at_every_benchmark_shape(case):
     avals = jax.eval_shape(lambda: benchmark.random_operands(case))
     config = choose_config(case.k, case.spec, "NVIDIA H200")
     kernel = functools.partial(benchmark.run_kernel, case, config=config)
+    assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("m", [1, 9, 1003])
+def test_lowers_at_any_number_of_rows(m):
+    case = benchmark.Case("", m, 384, "grouped")
+    kernel = functools.partial(benchmark.run_kernel, case, config=QuantizeRowsConfig(split=1))
+    avals = jax.eval_shape(lambda: benchmark.random_operands(case))
     assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -91,7 +159,7 @@ def test_lowers_for_cuda_at_every_benchmark_shape(case):
     ],
 )
 def test_interpreted_kernel_matches_its_emulation_without_races(rng, k, config, spec):
-    x = rows_of_all_sizes(rng, 20, k)
+    x = rows_of_all_sizes(rng, 21, k)
     actual = run_kernel(x, spec=spec, config=config, interpret=plgpu.InterpretGPUParams(detect_races=True))
     expected = emulate(x, spec=spec)
     # A value at the middle between two codes may fall either way: f32 sums run in another order.
@@ -112,6 +180,8 @@ def test_interpreted_kernel_matches_its_emulation_without_races(rng, k, config, 
         (jnp.ones((4, 128), jnp.bfloat16), dict(group=64), "group is 64"),
         (jnp.ones((4, 128), jnp.bfloat16), dict(activation="relu"), 'activation is "relu"'),
         (jnp.ones((4, 128), jnp.bfloat16), dict(norm="batch"), 'norm is "batch"'),
+        (jnp.ones((4, 128), jnp.bfloat16), dict(form="mxfp4"), 'form is "mxfp4"'),
+        (jnp.ones((4, 128), jnp.bfloat16), dict(form="nvfp4", group=128), "group is 128, expected None"),
         (jnp.ones((4, 128), jnp.bfloat16), dict(factor=jnp.ones(64)), "factor has shape"),
         (jnp.ones((4, 128), jnp.bfloat16), dict(offset=jnp.ones(128, jnp.bfloat16)), "offset is bfloat16"),
         (jnp.ones((4, 128), jnp.bfloat16), dict(factor=jnp.full(128, jnp.inf)), "factor holds"),

@@ -1,0 +1,126 @@
+"""The prologue in kernels: what `operands.quantize` does, in one pass over each of Q, K and V.
+
+What the passes need to know first, XLA sums up: the norm of every token of Q and K, the mean of K's tokens, the largest
+value of every channel of V.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from pallas_kernels.attention_int8 import prologue_sm90
+from pallas_kernels.attention_int8.config import AttentionConfig
+from pallas_kernels.attention_int8.numbers import HEAD, ONES, ROWS
+from pallas_kernels.attention_int8.operands import (
+    E4M3_MAX,
+    SMALLEST,
+    Before,
+    Operands,
+    existing,
+    inverse_norm,
+    pad_tokens,
+    per_row,
+    permute_values,
+    positioned,
+    wide_values,
+)
+from pallas_kernels.attention_int8.prologue_sm90 import Round, round_rows
+from pallas_kernels.mosaic import ceil_div, in_eights
+
+QUERY_BLOCK = 256  # tokens a CTA: the most rows that registers hold
+
+
+def quantize(
+    q: Array, k: Array, v: Array, before: Before, *, valid_keys: int, pv: str, config: AttentionConfig
+) -> Operands:
+    """As `operands.quantize`, of bf16."""
+    batch, keys, heads, _ = k.shape
+    tokens = ceil_div(keys, config.block_kv) * config.block_kv
+    angles = None if before.rope is None else interleaved(*before.rope)
+    kept = dict(normed=before.q_norm is not None, rotated=angles is not None)
+    queries = q.shape[1] + -q.shape[1] % 8
+    q_round = Round(queries, QUERY_BLOCK, queries, shared=False, **kept)
+    k_round = Round(tokens, config.block_kv, valid_keys, shared=True, centred=True, **kept)
+    # The mean without its rounding to bf16, as the kernel subtracts it from what has not been rounded either.
+    mean = existing(positioned(k, before.k_norm, before), valid_keys).sum(1) / valid_keys
+    q8, q_scale = _rows(q, _vectors(before.q_norm, None, heads, batch), before, angles, q_round)
+    k8, k_scale = _rows(k, _vectors(before.k_norm, mean, heads, batch), before, angles, k_round)
+    if pv == "e4m3":
+        v_scale = jnp.maximum(jnp.abs(existing(v.astype(jnp.float32), valid_keys)).max(1), SMALLEST) / E4M3_MAX
+        v8 = _values(v, v_scale, tokens, valid_keys)
+    else:
+        v8, v_scale = wide_values(v, valid_keys, pv, config)
+    q_scale = per_row(q_scale.reshape(batch * heads, -1)[:, :queries], config)
+    return Operands(q8, q_scale, k8, k_scale[:, :, 0, 0], v8, v_scale.reshape(-1, HEAD))
+
+
+def interleaved(cos: Array, sin: Array) -> Array:
+    """Cosine and sine of each pair in turn, in f16: within 2^-12, a sixteenth of half an INT8 step."""
+    return jnp.stack([cos[:, ::2], sin[:, 1::2]], axis=-1).reshape(cos.shape).astype(jnp.float16)
+
+
+def _vectors(norm: Array | None, mean: Array | None, heads: int, batch: int) -> Array | None:
+    """(b, a, 2, 128): the factors of the norm and the mean, by head."""
+    if norm is None and mean is None:
+        return None
+    shape = (batch, heads, HEAD)
+    factor = jnp.ones(shape) if norm is None else jnp.broadcast_to(norm.reshape(1, heads, HEAD), shape)
+    return jnp.stack([factor, jnp.zeros(shape) if mean is None else mean], axis=2)
+
+
+def _rows(x: Array, vectors: Array | None, before: Before, angles: Array | None, plan: Round) -> Any:
+    inverse = inverse_norm(x, before.eps) if plan.normed else None
+    flat = x.reshape(*x.shape[:2], -1)
+
+    def kernel(x, vectors, inverse, angles):
+        inverse = None if inverse is None else in_eights(inverse, axis=1)
+        return round_rows(in_eights(x, axis=1), vectors, inverse, None if angles is None else in_eights(angles), plan)
+
+    return lax.platform_dependent(
+        *(flat, vectors, inverse, angles), cuda=kernel, default=lambda *operands: emulate_rows(*operands, plan)
+    )
+
+
+def _values(v: Array, scale: Array, tokens: int, valid: int) -> Array:
+    def kernel(v, inverse):
+        return prologue_sm90.transpose_values(in_eights(v, axis=1), inverse, tokens=tokens, valid=valid)
+
+    default = lambda v, inverse: emulate_values(v, inverse, tokens=tokens, valid=valid)
+    return lax.platform_dependent(v.reshape(*v.shape[:2], -1), 1.0 / scale, cuda=kernel, default=default)
+
+
+# The kernels in plain JAX.
+
+
+def emulate_rows(x: Array, vectors: Array | None, inverse: Array | None, angles: Array | None, plan: Round) -> Any:
+    """`prologue_sm90.round_rows`: codes s8 (b·a, tokens, 128), scales f32 (b·a, blocks, tiles, 64)."""
+    batch, rows, width = x.shape
+    y = x.astype(jnp.float32).reshape(batch, rows, width // HEAD, HEAD)
+    if plan.normed:
+        y = y * inverse[:, :, None, None] * vectors[:, None, :, 0]
+    if plan.rotated:
+        a, b = y[..., ::2], y[..., 1::2]
+        cosine, sine = (angles[None, :, None, i::2].astype(jnp.float32) for i in (0, 1))
+        y = jnp.stack([a * cosine - b * sine, b * cosine + a * sine], axis=-1).reshape(y.shape)
+    if plan.centred:
+        y = y - vectors[:, None, :, 1]
+    if plan.shared:
+        y = existing(y, plan.valid)
+    y = jnp.moveaxis(pad_tokens(y, plan.blocks * plan.block), 2, 1).reshape(-1, plan.blocks, plan.block, HEAD)
+    amax = jnp.abs(y).max((2, 3) if plan.shared else 3, keepdims=True)
+    amax = jnp.maximum(jnp.broadcast_to(amax, (*y.shape[:3], 1)), prologue_sm90.SMALLEST)
+    codes = jnp.round(y * (127.0 / amax)).astype(jnp.int8)
+    scale = jnp.pad(amax[..., 0], ((0, 0), (0, 0), (0, plan.tiles * ROWS - plan.block))) * (1 / 127)
+    codes = codes.reshape(y.shape[0], -1, HEAD)[:, : plan.tokens]
+    return codes, scale.reshape(*scale.shape[:2], plan.tiles, ROWS)
+
+
+def emulate_values(v: Array, inverse: Array, *, tokens: int, valid: int) -> Array:
+    """`prologue_sm90.transpose_values`."""
+    batch, rows, width = v.shape
+    y = v.astype(jnp.float32).reshape(batch, rows, width // HEAD, HEAD) * inverse[:, None]
+    codes = jnp.clip(existing(y, valid), -E4M3_MAX, E4M3_MAX).astype(jnp.float8_e4m3fn)
+    ones = jnp.broadcast_to((jnp.arange(rows) < valid)[None, :, None, None], (*y.shape[:3], ONES))
+    stacked = pad_tokens(jnp.concatenate([codes, ones.astype(codes.dtype)], axis=3), tokens)
+    return permute_values(jnp.transpose(stacked, (0, 2, 3, 1)).reshape(-1, HEAD + ONES, tokens))

@@ -1,0 +1,157 @@
+"""The prologue of INT8 attention: norm, rotation, smoothing, rounding and transposing, in kernels and in XLA."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from benchmarks.kernels import attention_prologue as benchmark
+from pallas_kernels.attention_int8 import AttentionConfig, Before, attention_int8, operands, prologue, prologue_sm90
+from pallas_kernels.attention_int8.prologue_sm90 import Round
+from sixbit_jax.models.norms import rms_norm
+from sixbit_jax.models.rope import rope_table, rotate
+
+HEADS, TOKENS, VALID = 5, 290, 283
+
+
+@pytest.fixture
+def qkv(rng):
+    """With a channel of K far from zero, as real keys have."""
+    make = lambda: jnp.asarray(rng.standard_normal((2, TOKENS, HEADS, 128)), jnp.bfloat16)
+    return make(), make().at[..., 7].add(20.0), make()
+
+
+@pytest.fixture
+def before(rng):
+    factors = [jnp.asarray(rng.uniform(0.5, 2, HEADS * 128), jnp.float32) for _ in range(2)]
+    cos, sin = (jnp.asarray(table[:TOKENS]) for table in rope_table((3, 10, 10), 128))
+    return Before(*factors, (cos, sin))
+
+
+def test_positions_as_the_model_does(qkv, before):
+    flat = qkv[0].reshape(2, TOKENS, -1)
+    normed = rms_norm(flat, 1e-6, before.q_norm).reshape(qkv[0].shape)
+    np.testing.assert_allclose(
+        operands.positioned(qkv[0], before.q_norm, before), rotate(normed, *before.rope), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("block_kv", [224, 192, 128])
+@pytest.mark.parametrize("has_before", [True, False])
+def test_fused_prologue_makes_what_xla_makes(qkv, before, block_kv, has_before):
+    before = before if has_before else Before()
+    static = dict(valid_keys=VALID, pv="e4m3", config=AttentionConfig(block_kv=block_kv))
+    plain = jax.jit(functools.partial(operands.quantize, **static))(*qkv, before)
+    fused = jax.jit(functools.partial(prologue.quantize, **static))(*qkv, before)
+    for name, ours, theirs in zip(plain._fields, fused, plain, strict=True):
+        if name == "q":
+            ours, theirs = ours[:, :TOKENS], theirs[:, :TOKENS]
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype, name
+        ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+        if name in ("q", "k"):
+            # Angles in f16, and sums in another order: a value near the middle between two codes may fall either way.
+            assert np.abs(ours - theirs).max() <= 1 and (ours != theirs).mean() < 0.03
+        elif name == "v":
+            assert (ours != theirs).mean() < 1e-3
+        else:
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-14)  # padding has the scale of zeros, or none
+
+
+def test_attention_with_it_is_attention(qkv, before):
+    """On noise: Q and K to seven bits, 1.2 % together; 16-bit V."""
+    q, k, v = qkv
+    out = attention_int8(q, k, v, valid_keys=VALID, before=before, pv="bf16", prologue="fused")
+    q, k = (operands.positioned(x, norm, before) for x, norm in ((q, before.q_norm), (k, before.k_norm)))
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k[:, :VALID], v[:, :VALID]))
+    scores = np.einsum("bqac,bkac->baqk", q, k) * 128**-0.5
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    exact = np.einsum("baqk,bkac->bqac", weights / weights.sum(-1, keepdims=True), v)
+    assert np.linalg.norm(np.asarray(out, np.float64) - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_padding_of_keys_may_hold_anything(qkv, before):
+    q, k, v = qkv
+    poison = k.at[:, VALID:].set(jnp.nan), v.at[:, VALID:].set(jnp.nan)
+    run = functools.partial(attention_int8, valid_keys=VALID, before=before, prologue="fused")
+    np.testing.assert_array_equal(run(q, *poison), run(q, k, v))
+
+
+@pytest.mark.parametrize("case", [*benchmark.cases(), benchmark.Case("ragged", 12, 1001)], ids=str)
+@pytest.mark.parametrize("has_before", [True, False])
+def test_lowers_for_cuda_at_every_benchmark_shape(case, has_before):
+    *qkv, before = jax.eval_shape(lambda: benchmark.random_operands(case))
+    operands = *qkv, before if has_before else Before()
+    lowered = jax.jit(benchmark.program(case, prologue.quantize)).trace(*operands).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("@mosaic_gpu_v2(") == 3
+
+
+@pytest.fixture
+def registers_in_plain_jax(monkeypatch):
+    """What a thread does with its registers cannot be interpreted; the rest of the kernels can."""
+
+    def rotated(x, angles):
+        a, b, cosine, sine = x[:, ::2], x[:, 1::2], angles[:, ::2], angles[:, 1::2]
+        return jnp.stack([a * cosine - b * sine, b * cosine + a * sine], axis=-1).reshape(x.shape)
+
+    def in_fours(x):
+        codes = lax.bitcast_convert_type(jnp.clip(x, -448, 448).astype(jnp.float8_e4m3fn), jnp.int8)
+        return operands.permute_values(codes)
+
+    monkeypatch.setattr(prologue_sm90, "rotate_pairs", rotated)
+    monkeypatch.setattr(prologue_sm90, "e4m3_in_fours", in_fours)
+    monkeypatch.setattr(prologue_sm90, "largest_of_warp", lambda rows: jnp.repeat(rows.reshape(-1, 16).max(1), 16))
+    launch = functools.partial(prologue_sm90.launch_grid, interpret=plgpu.InterpretGPUParams(detect_races=True))
+    monkeypatch.setattr(prologue_sm90, "launch_grid", launch)
+
+
+interpretable = pytest.mark.skipif(not hasattr(plgpu, "InterpretGPUParams"), reason="this jax cannot interpret it")
+
+
+@interpretable
+@pytest.mark.parametrize("shared", [False, True])
+def test_interpreted_rounding_matches_its_emulation_without_races(rng, registers_in_plain_jax, shared):
+    tokens = 320 if shared else 296
+    kind = dict(normed=True, rotated=True, centred=shared)
+    plan = Round(tokens, 160, 283, shared, **kind) if shared else Round(tokens, 128, tokens, shared, **kind)
+    x = jnp.asarray(rng.standard_normal((1, 296, HEADS * 128)), jnp.bfloat16)
+    vectors = jnp.asarray(rng.uniform(0.5, 2, (1, HEADS, 2, 128)), jnp.float32)
+    inverse = jnp.asarray(rng.uniform(0.5, 2, (1, 296)), jnp.float32)
+    angles = jnp.asarray(rng.uniform(-1, 1, (296, 128)), jnp.float16)
+    codes, scales = prologue_sm90.round_rows(x, vectors, inverse, angles, plan)
+    expected, expected_scales = prologue.emulate_rows(x, vectors, inverse, angles, plan)
+    difference = np.abs(np.asarray(codes, np.int32) - np.asarray(expected, np.int32))
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+    rows = plan.block if not shared else 64
+    flat, expected_flat = (np.asarray(s).reshape(*s.shape[:2], -1)[..., :rows] for s in (scales, expected_scales))
+    np.testing.assert_allclose(flat, expected_flat, rtol=1e-6)
+
+
+@interpretable
+def test_interpreted_transposing_matches_its_emulation_without_races(rng, registers_in_plain_jax):
+    v = jnp.asarray(rng.standard_normal((1, 296, 2 * 128)), jnp.bfloat16)
+    inverse = jnp.asarray(rng.uniform(50, 100, (1, 2, 128)), jnp.float32)
+    static = dict(tokens=320, valid=283)
+    ours, theirs = prologue_sm90.transpose_values(v, inverse, **static), prologue.emulate_values(v, inverse, **static)
+    np.testing.assert_array_equal(np.asarray(ours, np.float32), np.asarray(theirs, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (dict(before=Before(q_norm=jnp.ones(256))), "one of q_norm and k_norm"),
+        (dict(before=Before(jnp.ones(128), jnp.ones(128))), "before.q_norm has shape"),
+        (dict(before=Before(jnp.ones(256), jnp.ones(256).at[0].set(jnp.nan))), "before.k_norm holds"),
+        (dict(before=Before(rope=(jnp.ones((3, 128)), jnp.ones((4, 128))))), "before.rope has shape"),
+        (dict(prologue="triton"), 'prologue is "triton"'),
+        (dict(q=jnp.ones((1, 4, 2, 128)), prologue="fused"), "q .* is float32"),
+    ],
+)
+def test_bad_arguments_are_named(changes, named):
+    x = jnp.ones((1, 4, 2, 128), jnp.bfloat16)
+    values = dict(q=x, k=x, v=x) | changes
+    with pytest.raises((TypeError, ValueError), match=named):
+        attention_int8(values.pop("q"), values.pop("k"), values.pop("v"), **values)

@@ -1,0 +1,138 @@
+"""Benchmarks that go on after a failure, a crash and a hang; no kernel runs here."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.kernels import report, session
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    ms: float = 1.0
+
+
+def kernel(tmp_path, measured):
+    def measure(case, bandwidth):
+        measured.append(case.name)
+        if case.name == "bad":
+            raise ValueError("wrong\nin detail")
+        return {**dataclasses.asdict(case), "ms": 2.0}
+
+    def timed(case, config):
+        measured.append(config.ms)
+        if config.ms == 0.5:
+            raise ValueError("wrong result")
+        return config.ms
+
+    return SimpleNamespace(
+        NAME="fake",
+        COLUMNS=("case", "ms"),
+        cases=lambda: [Case("good"), Case("bad"), Case("other")],
+        tuned_cases=lambda: [Case("good")],
+        measure=measure,
+        row=lambda line: (line["name"], line["ms"]),
+        candidates=lambda case: [Config(3.0), Config(0.5), Config(2.0)],
+        timed=timed,
+        table_key=lambda case: (tmp_path / "tuned.json", case.name),
+    )
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    origin = dict(device="a GPU", jax="0", torch="0", commit="c", command="python x")
+    monkeypatch.setattr(report, "_require_gpu", lambda: None)
+    monkeypatch.setattr(report, "copy_bandwidth", lambda: 4e12)
+    monkeypatch.setattr(report, "provenance", lambda: origin)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_case_that_fails_is_a_line_and_the_rest_go_on(tmp_path, gpu):
+    output = tmp_path / "kernels.jsonl"
+    report.measure([kernel(tmp_path, [])], "", output)
+    assert [line.get("failed") for line in lines(output)] == [None, "ValueError: wrong", None]
+    table = output.with_suffix(".md").read_text()
+    assert "| good | 2.0 |" in table and "- bad: ValueError: wrong" in table and "copy 4.00 TB/s" in table
+
+
+def test_a_second_run_leaves_out_what_is_done_and_what_ended_the_first(tmp_path, gpu):
+    output, measured = tmp_path / "kernels.jsonl", []
+    output.write_text(json.dumps({"kernel": "fake", "name": "good", "ms": 1.0}) + "\n")
+    output.with_suffix(".running").write_text(json.dumps({"kernel": "fake", "name": "bad"}))
+    report.measure([kernel(tmp_path, measured)], "", output)
+    assert measured == ["other"]
+    assert "the process ended" in lines(output)[1]["failed"]
+
+
+def test_nothing_starts_after_its_time(tmp_path, gpu):
+    measured = []
+    report.measure([kernel(tmp_path, measured)], "", tmp_path / "kernels.jsonl", seconds=-1)
+    report.tune([kernel(tmp_path, measured)], "", tmp_path / "tune.jsonl", seconds=-1)
+    assert measured == []
+
+
+def test_the_fastest_right_candidate_is_written(tmp_path, gpu):
+    report.tune([kernel(tmp_path, [])], "", tmp_path / "tune.jsonl")
+    (table,) = json.loads((tmp_path / "tuned.json").read_text()).values()
+    assert table == {"good": {"ms": 2.0}}
+
+
+GPU_TESTS = """
+import time
+import pytest
+
+def test_good(): pass
+@pytest.mark.skip
+def test_elsewhere(): pass
+def test_wrong(): assert 0
+def test_hangs(): time.sleep(60)
+def test_after_a_hang(): pass
+"""
+
+
+def test_session_survives_tests_that_hang(tmp_path, monkeypatch):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_gpu.py").write_text(GPU_TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    monkeypatch.setattr(session, "SHARDS", 1)
+    monkeypatch.setattr(session, "HANGS", 3)
+    summary = session.Session(tmp_path / "out", 60, (), (), tests="tests", root=tmp_path).run(["tests"])
+    outcomes = {line["test"].partition("::")[2]: line["outcome"] for line in lines(tmp_path / "out" / "tests.jsonl")}
+    alone = {line["test"].partition("::")[2]: line.get("alone") for line in lines(tmp_path / "out" / "tests.jsonl")}
+    assert outcomes["test_good"] == "PASSED" and outcomes["test_wrong"] == "FAILED"
+    assert alone["test_after_a_hang"] == "PASSED" and alone["test_hangs"] is None and alone["test_good"] is None
+    assert "1 passed, 1 skipped, 3 else" in summary and "test_hangs: no end" in summary
+
+
+def test_session_runs_a_kernel_again_after_a_crash(tmp_path):
+    """A process that dies is started again; each one makes one case of progress."""
+    (tmp_path / "scripts").mkdir()
+    program = """
+import pathlib, sys
+path = pathlib.Path(sys.argv[sys.argv.index("--output") + 1])
+with path.open("a") as file: file.write("{}\\n")
+sys.exit(0 if len(path.read_text().splitlines()) == 3 else 1)
+"""
+    (tmp_path / "scripts" / "benchmark.py").write_text(program)
+    run = session.Session(tmp_path / "out", 60, ("a",), (), root=tmp_path)
+    run.run([])
+    run._tables()
+    assert len(lines(tmp_path / "out" / "kernels.jsonl")) == 3
+
+
+def test_adopted_tables_go_to_their_kernels(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "ROOT", tmp_path)
+    (tmp_path / "pallas_kernels" / "fake").mkdir(parents=True)
+    (tmp_path / "tuned.json").write_text(json.dumps({"fake": {"a GPU": {"good": {"ms": 2.0}}}}))
+    (path,) = session.adopt(tmp_path / "tuned.json")
+    assert json.loads(path.read_text())["a GPU"]["good"] == {"ms": 2.0}
