@@ -3,8 +3,9 @@
 The number behind w is the width of the stored weights, the one behind a that of the activations. Four bits are NVFP4,
 except in DVD-Quant's recipes, which are about integers: BGR refines asymmetric INT4 weights, ARQ scales activations in
 blocks; `int4-w4a4` is the min-max that its paper compares with. NVFP4 weights have searched block scales, which cost
-nothing once they are stored; `minmax-w4a4` has the plain ones, bit for bit those of `quantize_nvfp4`. All of them quantize every linear of every block and
-nothing else: embedders of patches, time and text, modulation, norms and head stay in the recipe's dtype.
+nothing once they are stored; `minmax-w4a4` has the plain ones, bit for bit those of `quantize_nvfp4`. All of them
+quantize every linear of every block and nothing else: embedders of patches, time and text, modulation, norms and head
+stay in the recipe's dtype.
 
 Cross-attention's keys and values depend on the prompt alone and are computed once, so their activations stay 16 bits
 under every recipe; their weights are stored as all others.
