@@ -84,17 +84,17 @@ class Trace:
     observed: Any  # dict of (i, e, l)
 
     @property
-    def gamma(self) -> Float[Array, "i e l"] | None:
+    def gamma(self) -> Any:  # f32 (i, e, l)
         """What each block added, relative to its input."""
         return self.observed.get("gamma")
 
     @property
-    def change(self) -> Float[Array, "i e l"] | None:
+    def change(self) -> Any:  # f32 (i, e, l)
         """Of a block's delta since the one before."""
         return self.observed.get("change")
 
     @property
-    def error(self) -> Float[Array, "i e l"] | None:
+    def error(self) -> Any:  # f32 (i, e, l)
         """What reuse since the last computation is assumed to have cost."""
         return self.observed.get("error")
 

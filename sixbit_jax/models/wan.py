@@ -28,8 +28,8 @@ from sixbit_jax.models.wan_config import GROUPS, WanConfig
 from sixbit_jax.routes import Route
 from sixbit_jax.shapes import Params
 
-# (group, x, weight) -> what to note of a linear group's input
-Observe: TypeAlias = Callable[[str, Array, Any], Any]
+# (group, x, the linear's parameters) -> what to note of a linear group's input
+Observe: TypeAlias = Callable[[str, Array, Params], Any]
 # x -> the block's output, and what was noted of the inputs of its linears
 Compute: TypeAlias = Callable[[Array], tuple[Array, dict[str, Any]]]
 # (compute, x, memory, decision) -> (x, memory, observation): a cache policy's wrapper round one block.
@@ -93,7 +93,7 @@ def forward(
     run_block: RunBlock = run_dense,
     memory: Any = (),
     decisions: Any = (),
-    attention_implementation: str | None = None,
+    attention_implementation: str | Sequence[str] | None = None,
     token_multiple: int = 1,
     unroll: int = 1,
     observe: Observe | None = None,
@@ -103,8 +103,8 @@ def forward(
     `route_index[l, g]` picks among `routes` for group `GROUPS[g]` of layer l; `decisions` has leaves with a leading
     layer axis. Tokens are padded once to `token_multiple`, so kernels see whole tiles, and cut off again at the end.
 
-    `observe` is called on the input and the weight of every group; what it returns is noted as `inputs`, by group. It
-    sees padding tokens too.
+    `observe` is called on the input and the parameters of every group; what it returns is noted as `inputs`, by group.
+    It sees padding tokens too.
     `unroll` layers become one step of the scan: for training, which pays for every stack a scan writes.
     """
     grid = config.grid(latents.shape[1:4])
@@ -128,7 +128,7 @@ def forward(
 
             def project(group: str, x: Array, p: Params) -> Array:
                 if observe is not None:
-                    inputs[group] = observe(group, x, p["weight"])
+                    inputs[group] = observe(group, x, p)
                 return routed_linear(x, p["weight"], p["bias"], routes, index[GROUPS.index(group)])
 
             y = block(p, config, x, per_block, (cos, sin), layer_context, tokens, project, attend)
