@@ -43,9 +43,8 @@ def sample_videos(args: argparse.Namespace) -> None:
         print(_dry_run(pipe, pipe.settings(prompt=prompts[0], **given)))
         return
     pipe.initial_latents(pipe.settings(prompt=prompts[0], **given), initial)  # refuses what does not fit
-    print(_header(pipe))
-    for note in pipe.notes(pipe.settings(prompt=prompts[0], **given)):
-        print(f"note: {note}")
+    notes = pipe.notes(pipe.settings(prompt=prompts[0], **given))
+    print("\n".join([_header(pipe), *(f"note: {note}" for note in notes)]))
     for prompt, target in zip(prompts, targets, strict=True):
         _one_video(args, pipe, prompt, given, initial, target)
 
@@ -67,11 +66,42 @@ def _one_video(
     outputs.write_json(target.with_suffix(".json"), sidecar)
     if args.report:
         from sixbit_jax.evaluate.report import write_report
+        from sixbit_jax.models.wan_config import GROUPS
 
-        write_report(target.with_suffix(".html"), target, result, sidecar)
+        twin = _twin(args, pipe, result, initial, target)
+        write_report(target.with_suffix(".html"), target, result, sidecar, twin, GROUPS)
+        if twin:
+            twin.video.unlink()
     total = sum(result.timings.values())
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.timings.items())
     print(f"{target}  {total:.1f} s ({stages})")
+
+
+def _twin(args: argparse.Namespace, pipe: Any, result: Any, initial: np.ndarray | None, target: Path) -> Any:
+    """The same video by the dense model, for the page; None where that is what was sampled or cannot be had."""
+    import jax
+
+    from sixbit_jax import progress, recipes
+    from sixbit_jax.components import stored_recipe
+    from sixbit_jax.evaluate.comparison import compare
+    from sixbit_jax.evaluate.report import Twin
+    from sixbit_jax.pipeline import WanPipeline
+
+    plain = recipes.get("bf16" if jax.default_backend() == "gpu" else "f32")
+    same = dataclasses.replace(plain, name=pipe.recipe.name, dtype=pipe.recipe.dtype)
+    if pipe.recipe == same:
+        return None
+    if stored_recipe(args.model):
+        print("note: the report has no dense twin: this checkpoint holds quantized weights only")
+        return None
+    print(f"making the same video under {plain.name}, for the report")
+    with progress.bar(result.settings.num_inference_steps):
+        dense = WanPipeline.load(args.model, plain)
+        other = cli.interruptible(lambda: dense(latents=initial, **dataclasses.asdict(result.settings)))
+    film = target.with_name(f".{target.stem}.twin.mp4")
+    other.save(film)
+    figures = compare(result.video, result.latents, other.video, other.latents)
+    return Twin(film, plain.name, other.timings["denoise"], figures)
 
 
 def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -210,6 +240,7 @@ def _sidecar(pipe: Any, result: Any) -> dict[str, Any]:
         "dense_weight_bytes": pipe.components.dense_bytes(),
         "peak_device_bytes": stats.get("peak_bytes_in_use"),
         "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "route_bits": [route.bits for route in pipe.recipe.precision.routes],
         "cache_bytes": pipe.cache_bytes(result.settings),
         "mean_activation_bits": came_to.mean_bits,
         "mean_activation_bits_with_skipped": came_to.mean_bits_with_skipped,
