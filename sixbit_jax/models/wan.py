@@ -113,7 +113,7 @@ def forward(
     x = _dense(_patches(latents, config).astype(params["patch_embedding"]["weight"].dtype), params["patch_embedding"])
     x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
     cos, sin = (jnp.asarray(np.pad(table, ((0, padding), (0, 0)))) for table in rope_table(grid, config.head_dim))
-    time, per_block = _embed_time(params, config, timestep)
+    time, per_block = embed_time(params, config, timestep)
     if route_index is None:
         route_index = jnp.zeros((config.num_layers, len(GROUPS)), jnp.int32)
 
@@ -209,7 +209,7 @@ def timestep_features(timestep: Float[Array, " b"], width: int) -> Float[Array, 
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def _embed_time(
+def embed_time(
     params: Params, config: WanConfig, timestep: Float[Array, " b"]
 ) -> tuple[Float[Array, "b d"], Float[Array, "b 6 d"]]:
     """The time vector, for the head, and its projection to the six modulation vectors of a block; all f32."""
