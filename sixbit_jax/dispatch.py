@@ -38,14 +38,16 @@ def choose(
     op: str, implementations: Mapping[str, Implementation], spec: Any, name: str | Sequence[str] | None = None
 ) -> Choice:
     """Pick by name, or the first in order of preference that supports `spec`."""
+    names = (name,) if isinstance(name, str) else tuple(implementations if name is None else name)
+    for each in names:
+        if each not in implementations:
+            raise ValueError(f'{op}: unknown implementation "{each}"; {nearest(each, implementations)}')
     if isinstance(name, str):
-        if name not in implementations:
-            raise ValueError(f'{op}: unknown implementation "{name}"; {nearest(name, implementations)}')
         if reason := implementations[name].supports(spec):
             raise UnsupportedError(f"{op}: {name} cannot run this case: {reason}")
         return Choice(name, ())
     rejected: list[tuple[str, str]] = []
-    for candidate in implementations if name is None else name:
+    for candidate in names:
         reason = implementations[candidate].supports(spec)
         if reason is None:
             return Choice(candidate, tuple(rejected))

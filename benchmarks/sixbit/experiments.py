@@ -32,7 +32,7 @@ class Bench:
     ran: Realised
     schedules: Callable[[], Calibration]
 
-    def get(self, name: str, **changes: Any) -> Recipe:
+    def get(self, name: str, /, **changes: Any) -> Recipe:
         recipe = dataclasses.replace(recipes.get(name), dtype=self.dtype)
         return dataclasses.replace(presets.complete(recipe, self.model, steps=self.steps)[0], **changes)
 

@@ -11,11 +11,13 @@ import pytest
 from micro_pipeline import write_micro_pipeline
 
 from benchmarks.policies import forward_times, skip_times
-from benchmarks.sixbit.stack_residual import calibrate
+from benchmarks.sixbit.experiments import EXPERIMENTS, Bench
+from benchmarks.sixbit.stack_residual import Calibration, calibrate
 from sixbit_jax import checkpoint, presets, recipes
 from sixbit_jax.components import locate
 from sixbit_jax.models.wan_config import GROUPS
 from sixbit_jax.pipeline import WanPipeline
+from sixbit_jax.policies import ScheduledReuse
 from sixbit_jax.policies.skip_schedules import magcache_steps, teacache_steps
 from sixbit_jax.presets import Preset
 from sixbit_jax.presets.preset import stored_weights
@@ -56,6 +58,27 @@ def test_an_experiment_is_run_once_and_written_down(model, tmp_path):
     again = subprocess.run([*command, "--experiments", "formats"], capture_output=True, text=True, timeout=300)
     assert (tmp_path / "out" / "runs.jsonl").read_text() == lines, "nothing is made twice"
     assert "python benchmarks/sixbit/run.py" in again.stdout
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_are_recipes_that_differ(model, name):
+    """Put together without running any: every one has its own name, and a JSON form, which is its key."""
+    known = Calibration(np.linspace(1.0, 0.8, 20), np.geomspace(0.3, 0.01, 20), np.array([1.0, 0.0]))
+    bench = Bench(
+        str(model), 20, "f32", lambda recipe, figure: {"activation_bits": 6.0}.get(figure, 0.3), lambda: known
+    )
+    found = EXPERIMENTS[name](bench)
+    assert len({recipe.name for recipe in found}) == len(found) >= 3
+    for recipe in found:
+        assert recipes.from_json(recipes.to_json(recipe)) == recipe
+        assert not [*recipe.precision.missing, *recipe.cache.missing]
+    if name == "precision":
+        shares = {recipe.precision.high_share for recipe in found if recipe.name.startswith("random")}
+        assert shares == {(0.5 * 20 - 1) / 19}
+    if name == "frontier":
+        skipped = [len(recipe.cache.steps) for recipe in found if isinstance(recipe.cache, ScheduledReuse)]
+        assert all(abs(count - 6) <= 1 for count in skipped)
+        assert len(skipped) == 2
 
 
 def test_rivals_are_calibrated_on_the_stack(model):
