@@ -37,7 +37,7 @@ def channel_absmax(x: Float[Array, "b s k"]) -> Float32[Array, " k"]:
     return jnp.max(jnp.abs(x.astype(jnp.float32)), axis=(0, 1))
 
 
-def _note_absmax(group: str, x: Float[Array, "b s k"], weight: Any) -> Float32[Array, " k"]:
+def _note_absmax(group: str, x: Float[Array, "b s k"], p: Any) -> Float32[Array, " k"]:
     return channel_absmax(x)
 
 

@@ -1,90 +1,169 @@
-"""What `scripts/calibrate.py` runs: sample with the dense model, fit the predictor, choose the threshold, report.
+"""What `scripts/calibrate.py` runs: sample with the dense model, fit the predictor, choose the thresholds, report.
 
-predictor.json    slopes, offsets, threshold, R², and what they hold for
-predictor.md      R² of every linear group: does the error follow the relative change at all?
-predictor.png     the samples behind it, a panel a group, a shade a layer
+    preset        slopes, offsets, thresholds, and what they hold for (`sixbit_jax.presets`)
+    predictor.md  R² of every linear group: does the error follow the relative change at all?
+    predictor.png the samples behind it, a panel a group, a shade a layer
+
+The threshold of the delta cache is chosen last, on the model as the recipe quantizes it: rounding changes how much
+deltas change from step to step.
 """
 
 import argparse
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from sixbit_jax import outputs, predictor, recipes, route_errors
+from sixbit_jax import checkpoint, outputs, predictor, presets, recipes, route_errors, tau_search
+from sixbit_jax.components import locate
 from sixbit_jax.errors import UserError
 from sixbit_jax.models.wan_config import GROUPS
-from sixbit_jax.policies import FixedPrecision
+from sixbit_jax.policies import PredictedPrecision, TemporalDeltaCache
 from sixbit_jax.predictor import Fit
+from sixbit_jax.presets.preset import Preset, stored_weights
 from sixbit_jax.recipes import Recipe
 from sixbit_jax.route_errors import RouteError, Samples
 
 
 def calibrate_command(args: argparse.Namespace) -> None:
     """Run the command. What can be wrong is found before the model is loaded."""
-    from sixbit_jax.evaluate.prompts import held_out, read_prompts
+    from sixbit_jax.evaluate.prompts import read_prompts, shown
     from sixbit_jax.pipeline import WanPipeline
 
-    observer = low_route_error(recipes.load(args.recipe))
-    prompts = [prompt.text for prompt in (read_prompts(args.prompts) if args.prompts else held_out(args.held_out))]
-    outputs.check_writable("--output", args.output / "predictor.json")
+    recipe = dataclasses.replace(recipes.load(args.recipe), dtype=args.dtype)
+    observer = low_route_error(recipe)
+    asked = read_prompts(args.prompts) if args.prompts else shown(args.tiny_world_prompts)
+    prompts = [prompt.text for prompt in asked]
     pipe = WanPipeline.load(args.model, Recipe("dense", dtype=args.dtype))
-    with tqdm(total=len(prompts), desc="calibrate", unit="prompt", dynamic_ncols=True, disable=None) as bar:
-        settings = {"num_inference_steps": args.steps, "seed": args.seed}
-        samples = route_errors.collect(pipe, prompts, observer, report=lambda _: bar.update(), **settings)
+    steps = pipe.settings(num_inference_steps=args.steps).num_inference_steps
+    file = args.preset or presets.home(args.model, args.dtype) / f"{recipe.name}-{steps}-steps.json"
+    outputs.check_writable("--preset", file)
+    outputs.check_writable("--output", args.output / "predictor.md")
+    settings = {"num_inference_steps": steps, "seed": args.seed}
+    with _bar("predictor", len(prompts)) as advance:
+        samples = route_errors.collect(pipe, prompts, observer, report=lambda _: advance(), **settings)
     fitted = predictor.fit(samples.gamma, samples.error)
     threshold = predictor.choose_threshold(fitted, samples.gamma, args.target_bits)
+    del pipe  # its weights, before those of the quantized model come
+    known = fitted.policy(threshold)
+    precision = recipe.precision
+    if isinstance(precision, PredictedPrecision):
+        tables = {name: getattr(known, name) for name in ("slope", "offset", "error_threshold")}
+        precision = dataclasses.replace(precision, **tables)
+    quantized = dataclasses.replace(recipe, precision=precision)
+    found = _find_tau(args, quantized, prompts[: args.tau_prompts], settings)
     facts = {
-        "model": Path(args.model).name,
-        "fingerprint": pipe.components.fingerprint,
-        "recipe": args.recipe,
+        "recipe": recipe.name,
         "dtype": args.dtype,
         "prompts": len(prompts),
-        "steps": samples.gamma.shape[1],
         "seed": args.seed,
         "target_bits": args.target_bits,
+        "mean_bits": predictor.mean_bits(known, fitted, samples.gamma),
+        "skip_rate": found.rate,
+        "groups": list(GROUPS),
+        "r2": fitted.r2.round(4).tolist(),
+        "pooled_r2": fitted.pooled_r2.round(4).tolist(),
     }
-    write(args.output, samples, fitted, threshold, facts)
+    preset = make_preset(args.model, recipe, fitted, threshold, found, steps, facts)
+    presets.write_preset(file, preset)
+    write_report(args.output, samples, fitted, preset)
     print((args.output / "predictor.md").read_text())
+    print(f"{file}: {preset}")
 
 
 def low_route_error(recipe: Recipe) -> RouteError:
-    """What is to be predicted: the error of a linear under a recipe's one method and one route."""
+    """What is to be predicted: the error of a linear under a recipe's one method and its lowest route."""
     methods = {rule.method for rule in recipe.weights if rule.method is not None}
-    if len(methods) != 1 or not isinstance(recipe.precision, FixedPrecision) or recipe.precision.route.act is None:
-        raise UserError(f"--recipe {recipe.name}: needs one method and one activation format, as w4a4 has")
-    return RouteError(methods.pop(), recipe.precision.route)
+    route = recipe.precision.routes[0]
+    if len(methods) != 1 or route.act is None:
+        raise UserError(f"--recipe {recipe.name}: needs one method and a format for activations, as 6bit and w4a4 have")
+    return RouteError(methods.pop(), route)
 
 
-def write(folder: Path, samples: Samples, fitted: Fit, threshold: float, facts: dict[str, Any]) -> None:
-    """The three files."""
+def make_preset(
+    model: str,
+    recipe: Recipe,
+    fitted: Fit,
+    threshold: float,
+    found: tau_search.Found,
+    steps: int,
+    facts: dict[str, Any],
+) -> Preset:
+    """Everything in one, slopes to six digits."""
+    policy = dataclasses.replace(fitted, slope=_short(fitted.slope), offset=_short(fitted.offset)).policy(threshold)
+    return Preset(
+        model=Path(model).name,
+        contents=checkpoint.read_manifest(locate(model, recipe.dtype)).contents,
+        weights=stored_weights(recipe),
+        low=str(recipe.precision.routes[0].act),
+        steps=steps,
+        slope=policy.slope or (),
+        offset=policy.offset or (),
+        error_threshold=threshold,
+        tau=found.tau,
+        order=found.order,
+        facts=facts,
+    )
+
+
+def write_report(folder: Path, samples: Samples, fitted: Fit, preset: Preset) -> None:
+    """The table and the picture."""
     from sixbit_jax.scatter import write_scatter
 
-    policy = fitted.policy(threshold)
-    numbers = {
-        "error_threshold": threshold,
-        "mean_bits": predictor.mean_bits(policy, fitted, samples.gamma),
-        "groups": list(GROUPS),
-        "slope": fitted.slope.tolist(),
-        "offset": fitted.offset.tolist(),
-        "r2": fitted.r2.tolist(),
-        "pooled_r2": fitted.pooled_r2.tolist(),
-    }
-    outputs.write_json(folder / "predictor.json", facts | numbers)
-    outputs.write_text(folder / "predictor.md", to_markdown(fitted, facts | numbers))
+    outputs.write_text(folder / "predictor.md", to_markdown(fitted, preset))
     write_scatter(folder / "predictor.png", _clouds(samples), ("relative change before", "error"))
 
 
-def to_markdown(fitted: Fit, facts: dict[str, Any]) -> str:
+def _find_tau(
+    args: argparse.Namespace, recipe: Recipe, prompts: list[str], settings: dict[str, Any]
+) -> tau_search.Found:
+    """On the quantized model: prompts one after the other, their traces side by side as more branches."""
+    from sixbit_jax.pipeline import WanPipeline
+
+    policy = recipe.cache if isinstance(recipe.cache, TemporalDeltaCache) else TemporalDeltaCache(cache_format="int8")
+    policy = dataclasses.replace(policy, tau=0.0)
+    pipe = WanPipeline.load(args.model, dataclasses.replace(recipe, cache=policy))
+    bar = _bar("tau", (tau_search.ROUNDS + 1) * len(prompts))
+
+    def run(policy: TemporalDeltaCache) -> tuple[np.ndarray, np.ndarray]:
+        trial = WanPipeline(pipe.components, dataclasses.replace(pipe.recipe, cache=policy))
+        traces = []
+        for index, prompt in enumerate(prompts):
+            chosen = trial.settings(prompt=prompt, **settings | {"seed": args.seed + index})
+            traces.append(trial.traced(chosen))
+            advance()
+        changes = [np.asarray(trace.change) for trace in traces]
+        return np.concatenate(changes, 1), np.concatenate([np.asarray(trace.skipped) for trace in traces], 1)
+
+    with bar as advance:
+        spec = pipe.parts(pipe.settings(**settings)).spec
+        return tau_search.find_tau(policy, spec, args.target_skip_rate, run)
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[], Any]]:
+    with tqdm(total=total, desc=what, unit="run", dynamic_ncols=True, disable=None) as bar:
+        yield bar.update
+
+
+def _short(values: np.ndarray) -> np.ndarray:
+    return np.vectorize(lambda value: float(f"{value:.6g}"))(values)
+
+
+def to_markdown(fitted: Fit, preset: Preset) -> str:
     """A row a linear group, and what was run."""
+    facts = preset.facts
     lines = [
         "# Predictor",
         "",
-        f"Error of `{facts['recipe']}` in the linears of {facts['model']}, predicted from their block's relative",
-        f"change a step before: {facts['prompts']} prompts, {facts['steps']} steps.",
-        f"Threshold {facts['error_threshold']:.4f}",
-        f"for {facts['mean_bits']:.2f} bits on average.",
+        f"Error of `{facts['recipe']}`'s low route ({preset.low}) in the linears of {preset.model}, predicted from",
+        f"their block's relative change a step before: {facts['prompts']} prompts, {preset.steps} steps.",
+        f"Threshold {preset.error_threshold:.4f} for {facts['mean_bits']:.2f} bits on average; "
+        f"tau {preset.tau:.4f} skips {facts['skip_rate']:.0%} of the blocks.",
         "",
         "| linear group | R² of a layer: median | least | most | falling slopes | R² of one line for all layers |",
         "|---|---|---|---|---|---|",

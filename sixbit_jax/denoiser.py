@@ -37,7 +37,7 @@ class WanDenoiser:
     """
 
     configs: tuple[WanConfig, ...]
-    attention: str | None = None
+    attention: str | tuple[str, ...] | None = None
     token_multiple: int = 1
     observe: wan.Observe | None = None
 

@@ -1,12 +1,12 @@
 """One op, several implementations: how `linear` and `attention` choose.
 
 An implementation is a name, a `supports(spec)` that returns `None` or the reason why not, and a function. Asking for
-one by name runs it or raises that reason; asking for none takes the first that supports the case. Implementations never
-fall back on their own.
+one by name runs it or raises that reason; asking for several, or for none (all exact ones), takes the first that
+supports the case. Implementations never fall back on their own.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sixbit_jax.errors import nearest
@@ -34,17 +34,21 @@ class Choice:
         return f"{self.name} ({reasons})" if reasons else self.name
 
 
-def choose(op: str, implementations: Mapping[str, Implementation], spec: Any, name: str | None = None) -> Choice:
+def choose(
+    op: str, implementations: Mapping[str, Implementation], spec: Any, name: str | Sequence[str] | None = None
+) -> Choice:
     """Pick by name, or the first in order of preference that supports `spec`."""
-    if name is not None:
-        if name not in implementations:
-            raise ValueError(f'{op}: unknown implementation "{name}"; {nearest(name, implementations)}')
+    names = (name,) if isinstance(name, str) else tuple(implementations if name is None else name)
+    for each in names:
+        if each not in implementations:
+            raise ValueError(f'{op}: unknown implementation "{each}"; {nearest(each, implementations)}')
+    if isinstance(name, str):
         if reason := implementations[name].supports(spec):
             raise UnsupportedError(f"{op}: {name} cannot run this case: {reason}")
         return Choice(name, ())
     rejected: list[tuple[str, str]] = []
-    for candidate, implementation in implementations.items():
-        reason = implementation.supports(spec)
+    for candidate in names:
+        reason = implementations[candidate].supports(spec)
         if reason is None:
             return Choice(candidate, tuple(rejected))
         rejected.append((candidate, reason))

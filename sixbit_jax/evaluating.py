@@ -25,13 +25,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from sixbit_jax import calibrate, checkpoint, cli, outputs, recipes
+from sixbit_jax import calibrate, checkpoint, cli, outputs, presets, recipes
 from sixbit_jax.components import check_recipe, locate
 from sixbit_jax.errors import UserError
 from sixbit_jax.evaluate.comparison import compare, judge, markdown, summarize
 from sixbit_jax.evaluate.prompts import Prompt, held_out, read_prompts, write_prompts
 from sixbit_jax.pipeline import Result, WanPipeline
 from sixbit_jax.quantizing import gather_statistics
+from sixbit_jax.realised import realised
 from sixbit_jax.recipes import Recipe
 
 _OVERRIDES = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "flow_shift", "solver")
@@ -95,6 +96,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
     manifest = checkpoint.read_manifest(locate(args.model, chosen[0].dtype))
     for recipe in chosen:
         check_recipe(args.model, manifest, recipe, statistics)
+    steps = overrides.get("num_inference_steps")
+    chosen = [presets.complete(recipe, args.model, steps=steps)[0] for recipe in chosen]
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     return Plan(
         model=args.model,
@@ -182,9 +185,13 @@ def _line(plan: Plan, pipe: WanPipeline, case: Case, result: Result) -> dict[str
 
     with np.load(plan.reference_file(case)) as reference:
         figures = compare(result.video, result.latents, reference["video"], reference["latents"])
-    bits = np.array([route.bits for route in pipe.recipe.precision.routes])[result.trace.route]
+    came_to = realised(result.trace, pipe.recipe.precision.routes)
     figures |= judge(result.video, case.prompt.truth)
-    figures |= {"activation_bits": float(bits.mean()), "skip_rate": float(result.trace.skipped.mean())}
+    figures |= {
+        "activation_bits": came_to.mean_bits,
+        "activation_bits_with_skipped": came_to.mean_bits_with_skipped,
+        "skip_rate": came_to.skip_rate,
+    }
     return {
         "key": plan.key(pipe.recipe, case),
         "recipe": pipe.recipe.name,

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from sixbit_jax.attention import explain as explain_attention_choice
 from sixbit_jax.dispatch import Choice
 from sixbit_jax.linear import explain as explain_linear
 from sixbit_jax.linear import spec
-from sixbit_jax.models.wan_config import GROUP_WEIGHTS, TEXT_TOKENS
+from sixbit_jax.models.wan_config import GROUP_WEIGHTS, TEXT_TOKENS, WanConfig
 from sixbit_jax.quantize import linear_weights
 from sixbit_jax.recipes import DTYPES
 from sixbit_jax.routes import Route
@@ -34,12 +35,37 @@ class Line:
         return f"{self.path}: {self.stored}, activations {act}: {self.choice}"
 
 
-def explain_components(components: Any, routes: Sequence[Route], tokens: int, branches: int) -> str:
-    """A line for every linear of the transformer, route by route, and of the text encoder, which has none."""
+def explain_components(
+    components: Any,
+    routes: Sequence[Route],
+    tokens: int,
+    branches: int,
+    attention: str | Sequence[str] | None = None,
+) -> str:
+    """A line for every linear of the transformer, route by route, its attention, and the linears of the text encoder.
+
+    The text encoder has no routes.
+    """
     dtype = DTYPES[components.dtype]
     lines = explain_linears(components.experts[0], routes, tokens, dtype)
     text = explain_linears(components.text_params, (Route(),), branches * TEXT_TOKENS, dtype)
-    return "\n".join([f"transformer/{line}" for line in lines] + [f"text_encoder/{line}" for line in text])
+    attended = explain_attention(components.transformer_configs[0], tokens, dtype, attention)
+    seen = [f"transformer/{line}" for line in [*lines, *attended]]
+    return "\n".join(seen + [f"text_encoder/{line}" for line in text])
+
+
+def explain_attention(
+    config: WanConfig, tokens: int, dtype: Any, implementation: str | Sequence[str] | None
+) -> list[str]:
+    """What runs the two attentions of a block."""
+    q = jax.ShapeDtypeStruct((1, tokens, config.num_heads, config.head_dim), dtype)
+    prompt = jax.ShapeDtypeStruct((1, TEXT_TOKENS, config.num_heads, config.head_dim), dtype)
+    keys = {"blocks/self_attention": q, "blocks/cross_attention": prompt}
+    return [
+        f"{path}: {tokens} x {k.shape[1]} tokens, {config.num_heads} heads: "
+        f"{explain_attention_choice(q, k, implementation=implementation)}"
+        for path, k in keys.items()
+    ]
 
 
 def explain_linears(params: Params, routes: Sequence[Route], tokens: int, dtype: Any) -> list[Line]:

@@ -5,6 +5,7 @@ It is written last, so a folder without one is no checkpoint. Trees are describe
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
@@ -50,6 +51,16 @@ class Manifest:
     source: dict[str, Any]
     versions: dict[str, str] = dataclasses.field(default_factory=lambda: installed_versions())
     format_version: int = FORMAT_VERSION
+
+    @property
+    def contents(self) -> str:
+        """Names the weights by the checksums of the files they came from, wherever those lie; empty when unknown."""
+        sums = sorted(facts["sha256"] for name, facts in self.source.get("files", {}).items() if _has_weights(name))
+        return hashlib.sha256(" ".join(sums).encode()).hexdigest()[:24] if sums else ""
+
+
+def _has_weights(name: str) -> bool:
+    return not name.endswith((".json", ".model"))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from sixbit_jax import calibrate, compile_cache, progress, recipes, schedulers, text
+from sixbit_jax import calibrate, compile_cache, presets, progress, recipes, schedulers, text
 from sixbit_jax.attention import implementations as attention_implementations
 from sixbit_jax.components import Components, stored_recipe
 from sixbit_jax.denoiser import WanDenoiser
@@ -30,6 +30,7 @@ from sixbit_jax.models.wan import Observe
 from sixbit_jax.models.wan_config import GROUPS, TEXT_TOKENS, TRAIN_TIMESTEPS
 from sixbit_jax.policies import PolicySpec, StepInfo
 from sixbit_jax.policies.measures import note_outlier_ratio
+from sixbit_jax.presets import Preset
 from sixbit_jax.quantize import StatisticsByPath
 from sixbit_jax.recipes import Recipe
 from sixbit_jax.sampler import Sampler, Trace, sample
@@ -61,10 +62,13 @@ class Result:
 class WanPipeline:
     """A loaded checkpoint under a recipe. Calling it makes one video; programs are compiled once per shape and kept."""
 
-    def __init__(self, components: Components, recipe: Recipe, observe: Observe | None = None):
+    def __init__(
+        self, components: Components, recipe: Recipe, observe: Observe | None = None, preset: Preset | None = None
+    ):
         self.components = components
         self.recipe = recipe
         self.observe = observe
+        self.preset = preset
         self._programs: dict[Any, Callable[..., Any]] = {}
 
     @classmethod
@@ -76,21 +80,26 @@ class WanPipeline:
         dtype: str | None = None,
         attention: str | None = None,
         statistics: str | Path | Mapping[str, StatisticsByPath] | None = None,
+        preset: str | Path | None = None,
+        steps: int | None = None,
     ) -> "WanPipeline":
         """Load a converted checkpoint, a diffusers folder, or a hub id.
 
         Without a `recipe` a quantized checkpoint runs under its own and any other in bf16. `dtype` and `attention`
         override the recipe's own. `statistics`: what `calibrate.collect` returned, or a file that `calibrate.save`
-        wrote, for the recipes that need them. Turns the persistent compile cache on (see `compile_cache`).
+        wrote, for the recipes that need them. `preset`: a file of `scripts/calibrate.py`, for recipes with thresholds;
+        without it the one made at about as many `steps` is looked for (see `presets`). Turns the persistent compile
+        cache on (see `compile_cache`).
         """
         compile_cache.enable()
         recipe = recipe or stored_recipe(path_or_id) or "bf16"
         recipe = recipes.load(recipe) if isinstance(recipe, str) else recipe
         recipe = dataclasses.replace(recipe, dtype=dtype or recipe.dtype, attention=attention or recipe.attention)
         _check_implementations(recipe)
+        recipe, found = presets.complete(recipe, path_or_id, steps=steps, file=None if preset is None else Path(preset))
         if isinstance(statistics, str | Path):
             statistics = calibrate.load(Path(statistics))
-        return cls(Components.load(path_or_id, recipe.dtype, recipe, statistics), recipe)
+        return cls(Components.load(path_or_id, recipe.dtype, recipe, statistics), recipe, preset=found)
 
     def settings(self, **overrides: Any) -> Settings:
         """The checkpoint's own defaults, changed by `overrides`, and checked."""
@@ -124,15 +133,35 @@ class WanPipeline:
 
     def observed(self, settings: Settings) -> dict[str, Any]:
         """What the blocks of one run from a prompt measured, steps and branches leading. No video is made."""
+        return cast(dict[str, Any], self.traced(settings).observed)
+
+    def traced(self, settings: Settings) -> Trace:
+        """The trace of one run from a prompt. No video is made."""
         arguments = (self.encode_text(settings), self.initial_latents(settings), self.infos(settings), None, None)
         _, trace = self.denoise_program(settings, arguments)(self.components.experts, *arguments)
-        return jax.tree.map(np.asarray, trace.observed)
+        return jax.tree.map(np.asarray, trace)
 
     def explain(self, **settings: Any) -> str:
-        """A line for every linear: how it is stored, what its activations are rounded to, what runs it and why."""
+        """A line for every linear: how it is stored, what its activations are rounded to, what runs it and why.
+
+        And one for each attention.
+        """
         chosen = self.settings(**settings)
         tokens, routes = self.parts(chosen).spec.tokens, self.recipe.precision.routes
-        return explain_components(self.components, routes, tokens, chosen.branches)
+        return explain_components(self.components, routes, tokens, chosen.branches, self.recipe.attention)
+
+    def notes(self, settings: Settings) -> list[str]:
+        """What a user should know of how these settings meet the recipe's policies."""
+        spec = self.parts(settings).spec
+        notes = [self.recipe.cache.for_run(spec)[1]]
+        if self.preset is not None and self.preset.steps != settings.num_inference_steps:
+            notes.append(f"{self.preset}; at {settings.num_inference_steps} its thresholds mean other rates")
+        return [note for note in notes if note]
+
+    def cache_bytes(self, settings: Settings) -> int:
+        """What the cache policy keeps on the device during a run."""
+        parts = self.parts(settings)
+        return parts.cache.nbytes(parts.spec)
 
     def encode_text(self, settings: Settings) -> Float[Array, "e p text"]:
         """Prompt and, under guidance, negative prompt; rows beyond a prompt's length are zero."""
@@ -178,7 +207,8 @@ class WanPipeline:
         )
         needed = note_outlier_ratio if "inputs" in self.recipe.precision.needs else None
         denoiser = WanDenoiser(configs, self.recipe.attention, multiple, self.observe or needed)
-        return Sampler(denoiser, schedulers.get(settings.solver), self.recipe.precision, self.recipe.cache, spec)
+        cache, _ = self.recipe.cache.for_run(spec)
+        return Sampler(denoiser, schedulers.get(settings.solver), self.recipe.precision, cache, spec)
 
     def decode(self, latents: Float[Array, "1 t h w c"]) -> UInt8[np.ndarray, "frames height width 3"]:
         """Latents to frames, a latent frame at a time, in tiles when frames are large."""
@@ -208,7 +238,9 @@ class WanPipeline:
 
 def _check_implementations(recipe: Recipe) -> None:
     """Names that a recipe or a caller gives; whether they support a case is known when it is compiled."""
-    wanted = [("attention", recipe.attention, attention_implementations())]
+    attention = (recipe.attention,) if isinstance(recipe.attention, str) else recipe.attention or ()
+    wanted: list[tuple[str, str | None, tuple[str, ...]]]
+    wanted = [("attention", name, attention_implementations()) for name in attention]
     wanted += [("linear", route.implementation, linear_implementations()) for route in recipe.precision.routes]
     for op, name, known in wanted:
         if name is not None and name not in known:

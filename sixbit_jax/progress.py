@@ -14,7 +14,7 @@ _watchers: list[Callable[[str], None]] = []
 
 
 def report(step: Any, skipped: Any, bits: Any) -> None:
-    """Called on the host after step `step`: fraction of blocks skipped and mean activation bits at that step."""
+    """Called on the host after step `step`: fraction of blocks skipped, and mean activation bits of the others."""
     for listener in _listeners:
         listener(int(step), float(skipped), float(bits))
 
@@ -47,15 +47,16 @@ def bar(steps: int) -> Iterator[None]:
     """A terminal bar: the stage, the steps, the running skip rate and mean activation bits."""
     from tqdm import tqdm
 
-    sums = {"skipped": 0.0, "bits": 0.0}
+    sums = {"ran": 0.0, "bits": 0.0}
     with tqdm(total=steps, unit="step", dynamic_ncols=True) as line:
 
         def show(step: int, skipped: float, bits: float) -> None:
-            sums["skipped"] += skipped
-            sums["bits"] += bits
+            sums["ran"] += 1 - skipped
+            sums["bits"] += bits * (1 - skipped)
             # Reports of neighbouring steps may arrive out of order, so the bar counts them and ignores the index.
             done = line.n + 1
-            line.set_postfix_str(f"skipped {sums['skipped'] / done:.0%}, {sums['bits'] / done:.1f} bits", refresh=False)
+            width = sums["bits"] / max(sums["ran"], 1e-9)
+            line.set_postfix_str(f"skipped {1 - sums['ran'] / done:.0%}, {width:.1f} bits", refresh=False)
             line.update()
 
         with listening(show, line.set_description):

@@ -75,12 +75,28 @@ class SamplerState:
 class Trace:
     """What was decided and observed, per step and branch.
 
-    `observed` holds one entry per quantity the cache policy measures, and what the model notes of its blocks.
+    `observed` holds one entry per quantity the cache policy measures or recalls, and what the model notes of its
+    blocks. A quantity that this run's policies do not know is None; where a block was skipped Γ and change are 0.
     """
 
     route: Any  # i32 (i, e, l, g): index into the precision policy's routes
     skipped: Any  # bool (i, e, l)
     observed: Any  # dict of (i, e, l)
+
+    @property
+    def gamma(self) -> Any:  # f32 (i, e, l)
+        """What each block added, relative to its input."""
+        return self.observed.get("gamma")
+
+    @property
+    def change(self) -> Any:  # f32 (i, e, l)
+        """Of a block's delta since the one before."""
+        return self.observed.get("change")
+
+    @property
+    def error(self) -> Any:  # f32 (i, e, l)
+        """What reuse since the last computation is assumed to have cost."""
+        return self.observed.get("error")
 
 
 def sample(
@@ -94,7 +110,7 @@ def sample(
     """Denoise `noise` into latents.
 
     `contexts` leads with the branches: the prompt, then, under guidance, the negative prompt. `infos` leads with the
-    steps. `report(step, skipped fraction, mean activation bits)` is called on the host after every step.
+    steps. `report(step, skipped fraction, mean activation bits of what ran)` is called on the host after every step.
     """
     bits = jnp.asarray([route.bits for route in parts.precision.routes], jnp.float32)
 
@@ -111,11 +127,18 @@ def sample(
             parts, lambda s, k, o: parts.cache.update(parts.spec, s, info, k, o), state.cache, skip, observed
         )
         if report is not None:
-            jax.debug.callback(report, info.step, skip.astype(jnp.float32).mean(), bits[route].mean())
-        return SamplerState(latents, scheduler, precision, cache, memory), Trace(route, skip, observed)
+            jax.debug.callback(report, info.step, skip.astype(jnp.float32).mean(), mean_bits(bits, route, skip))
+        trace = Trace(route, skip, observed | _per_branch(parts, parts.cache.recall, cache))
+        return SamplerState(latents, scheduler, precision, cache, memory), trace
 
     state, trace = lax.scan(step, _initial_state(parts, noise), infos)
     return state.latents, trace
+
+
+def mean_bits(bits: Float[Array, " r"], route: Int[Array, "e l g"], skip: Bool[Array, "e l"]) -> Float[Array, ""]:
+    """Mean width of the activations in the blocks that ran; 0 when none did."""
+    width = jnp.where(skip, 0.0, bits[route].mean(-1))
+    return width.sum() / jnp.maximum((~skip).sum(), 1).astype(jnp.float32)
 
 
 def guide(velocities: Float[Array, "e b t h w c"], scale: Float[Array, ""]) -> Float[Array, "b t h w c"]:

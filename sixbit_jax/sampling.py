@@ -43,7 +43,8 @@ def sample_videos(args: argparse.Namespace) -> None:
         print(_dry_run(pipe, pipe.settings(prompt=prompts[0], **given)))
         return
     pipe.initial_latents(pipe.settings(prompt=prompts[0], **given), initial)  # refuses what does not fit
-    print(_header(pipe))
+    notes = pipe.notes(pipe.settings(prompt=prompts[0], **given))
+    print("\n".join([_header(pipe), *(f"note: {note}" for note in notes)]))
     for prompt, target in zip(prompts, targets, strict=True):
         _one_video(args, pipe, prompt, given, initial, target)
 
@@ -65,11 +66,42 @@ def _one_video(
     outputs.write_json(target.with_suffix(".json"), sidecar)
     if args.report:
         from sixbit_jax.evaluate.report import write_report
+        from sixbit_jax.models.wan_config import GROUPS
 
-        write_report(target.with_suffix(".html"), target, result, sidecar)
+        twin = _twin(args, pipe, result, initial, target)
+        write_report(target.with_suffix(".html"), target, result, sidecar, twin, GROUPS)
+        if twin:
+            twin.video.unlink()
     total = sum(result.timings.values())
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.timings.items())
     print(f"{target}  {total:.1f} s ({stages})")
+
+
+def _twin(args: argparse.Namespace, pipe: Any, result: Any, initial: np.ndarray | None, target: Path) -> Any:
+    """The same video by the dense model, for the page; None where that is what was sampled or cannot be had."""
+    import jax
+
+    from sixbit_jax import progress, recipes
+    from sixbit_jax.components import stored_recipe
+    from sixbit_jax.evaluate.comparison import compare
+    from sixbit_jax.evaluate.report import Twin
+    from sixbit_jax.pipeline import WanPipeline
+
+    plain = recipes.get("bf16" if jax.default_backend() == "gpu" else "f32")
+    same = dataclasses.replace(plain, name=pipe.recipe.name, dtype=pipe.recipe.dtype)
+    if pipe.recipe == same:
+        return None
+    if stored_recipe(args.model):
+        print("note: the report has no dense twin: this checkpoint holds quantized weights only")
+        return None
+    print(f"making the same video under {plain.name}, for the report")
+    with progress.bar(result.settings.num_inference_steps):
+        dense = WanPipeline.load(args.model, plain)
+        other = cli.interruptible(lambda: dense(latents=initial, **dataclasses.asdict(result.settings)))
+    film = target.with_name(f".{target.stem}.twin.mp4")
+    other.save(film)
+    figures = compare(result.video, result.latents, other.video, other.latents)
+    return Twin(film, plain.name, other.timings["denoise"], figures)
 
 
 def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -123,12 +155,24 @@ def _load(args: argparse.Namespace) -> Any:
     recipe = stored or recipes.load(args.recipe or ("bf16" if jax.default_backend() == "gpu" else "f32"))
     if args.text_encoder_recipe:
         recipe = recipes.with_text_encoder(recipe, recipes.load(args.text_encoder_recipe))
-    if args.cache_budget_gb is not None:
-        raise UserError(f"--cache-budget-gb: recipe {recipe.name} has no delta cache")
+    by_hand = {
+        "--tau": args.tau,
+        "--error-threshold": args.error_threshold,
+        "--cache-budget-gb": args.cache_budget_gb,
+    }
+    recipe = recipes.with_flags(recipe, by_hand)
     if args.attention and args.attention not in implementations():
         hint = nearest(args.attention, implementations())
         raise UserError(f'--attention: unknown implementation "{args.attention}"; {hint}')
-    return WanPipeline.load(args.model, recipe, dtype=args.dtype, attention=args.attention, statistics=args.statistics)
+    return WanPipeline.load(
+        args.model,
+        recipe,
+        dtype=args.dtype,
+        attention=args.attention,
+        statistics=args.statistics,
+        preset=args.preset,
+        steps=args.num_inference_steps,
+    )
 
 
 def _warn_unknown_words(pipe: Any, settings: Any) -> None:
@@ -144,7 +188,8 @@ def _header(pipe: Any) -> str:
     sizes = pipe.components.weight_bytes()
     weights = ", ".join(f"{name} {_size(count, dense[name])}" for name, count in sizes.items())
     where = f"{pipe.components.source} on {jax.devices()[0].device_kind}"
-    return f"{where}, recipe {pipe.recipe.name} ({pipe.recipe.dtype}): {weights}"
+    told = f"; {pipe.preset}" if pipe.preset else ""
+    return f"{where}, recipe {pipe.recipe.name} ({pipe.recipe.dtype}{told}): {weights}"
 
 
 def _size(stored: int, dense: int) -> str:
@@ -161,12 +206,14 @@ def _dry_run(pipe: Any, settings: Any) -> str:
     rate = measured_rate(pipe.recipe.dtype)
     seconds = e.model_calls * e.tflop_per_call * 1e12 / (rate * EFFICIENCY)
     size = f"{settings.width}x{settings.height}, {settings.num_frames} frames"
-    total = (e.weight_bytes + e.activation_bytes) / 2**30
+    cache = pipe.cache_bytes(settings)
+    total = (e.weight_bytes + e.activation_bytes + cache) / 2**30
     lines = (
         f"{size}: {e.tokens} tokens, {e.model_calls} model calls",
         f"work:   {e.tflop_per_call:.3f} TFLOP a call, {e.attention_share:.0%} of it attention",
         f"time:   about {seconds:.0f} s of denoising at the {rate / 1e12:.2f} TFLOP/s measured here",
-        f"memory: about {total:.2f} GiB, {e.weight_bytes / 2**30:.2f} of it weights",
+        f"memory: about {total:.2f} GiB, {e.weight_bytes / 2**30:.2f} of it weights, {cache / 2**30:.2f} delta cache",
+        *pipe.notes(settings),
         pipe.explain(**dataclasses.asdict(settings)),
     )
     return "\n".join(lines)
@@ -177,11 +224,11 @@ def _sidecar(pipe: Any, result: Any) -> dict[str, Any]:
     import jax
 
     from sixbit_jax import recipes
+    from sixbit_jax.realised import realised
 
     device = jax.devices()[0]
     stats = device.memory_stats() or {}
-    routes = pipe.recipe.precision.routes
-    bits = np.array([route.bits for route in routes])[result.trace.route]
+    came_to = realised(result.trace, pipe.recipe.precision.routes)
     return {
         "settings": dataclasses.asdict(result.settings),
         "model": pipe.components.source,
@@ -193,6 +240,10 @@ def _sidecar(pipe: Any, result: Any) -> dict[str, Any]:
         "dense_weight_bytes": pipe.components.dense_bytes(),
         "peak_device_bytes": stats.get("peak_bytes_in_use"),
         "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "mean_activation_bits": float(bits.mean()),
-        "skip_rate": float(result.trace.skipped.mean()),
+        "route_bits": [route.bits for route in pipe.recipe.precision.routes],
+        "cache_bytes": pipe.cache_bytes(result.settings),
+        "mean_activation_bits": came_to.mean_bits,
+        "mean_activation_bits_with_skipped": came_to.mean_bits_with_skipped,
+        "skip_rate": came_to.skip_rate,
+        "calibration": str(pipe.preset) if pipe.preset else None,
     }

@@ -4,6 +4,7 @@ Tokens come before heads, as the projections leave them: `(b, q, a, c)`; no mask
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -52,11 +53,12 @@ def attention(
     v: Float[Array, "b k a c"],
     *,
     valid_keys: int | None = None,
-    implementation: str | None = None,
+    implementation: str | Sequence[str] | None = None,
 ) -> Float[Array, "b q a c"]:
     """Full attention with scale `c**-0.5` and an f32 softmax; keys from `valid_keys` on are padding and never seen.
 
-    `implementation` names one that must run or raise; `None` takes the fastest that supports the case (see `explain`).
+    `implementation` names one that must run or raise, or several of which the first that can runs; `None` takes the
+    fastest exact one that supports the case (see `explain`).
 
     >>> import jax.numpy as jnp
     >>> q = jnp.ones((1, 6, 2, 8))
@@ -70,7 +72,12 @@ def attention(
     return _IMPLEMENTATIONS[choice.name].run(q, k, v, valid_keys)
 
 
-def explain(q: jax.ShapeDtypeStruct | Array, k: jax.ShapeDtypeStruct | Array, valid_keys: int | None = None) -> Choice:
+def explain(
+    q: jax.ShapeDtypeStruct | Array,
+    k: jax.ShapeDtypeStruct | Array,
+    valid_keys: int | None = None,
+    implementation: str | Sequence[str] | None = None,
+) -> Choice:
     """Which implementation `attention` would pick for these operands, and why not the ones before it.
 
     >>> import jax, jax.numpy as jnp
@@ -78,7 +85,8 @@ def explain(q: jax.ShapeDtypeStruct | Array, k: jax.ShapeDtypeStruct | Array, va
     >>> explain(q, q).name
     'xla'
     """
-    return choose("attention", _IMPLEMENTATIONS, _spec(q, k, k.shape[1] if valid_keys is None else valid_keys))
+    spec = _spec(q, k, k.shape[1] if valid_keys is None else valid_keys)
+    return choose("attention", _IMPLEMENTATIONS, spec, implementation)
 
 
 def _spec(q: jax.ShapeDtypeStruct | Array, k: jax.ShapeDtypeStruct | Array, valid_keys: int) -> AttentionSpec:

@@ -124,6 +124,10 @@ def _bytes_cell(summary: Summary) -> str:
     return f"{stored / 1e6:.2f} MB ({dense / stored:.2f}x)"
 
 
+def _realised_cell(name: str, text: Callable[[float], str]) -> Callable[[Summary], str]:
+    return lambda summary: text(summary.means[name]) if name in summary.means else ""
+
+
 # Title and cell of every column, in order.
 _COLUMNS: dict[str, Callable[[Summary], str]] = {
     "recipe": lambda summary: summary.recipe,
@@ -133,5 +137,7 @@ _COLUMNS: dict[str, Callable[[Summary], str]] = {
     "latent error": _figure("latent_error", 4),
     "caption accuracy": _accuracy_cell,
     "change, points": _change_cell,
+    "activation bits": _realised_cell("activation_bits", lambda bits: f"{bits:.2f}"),
+    "blocks skipped": _realised_cell("skip_rate", lambda rate: f"{100 * rate:.1f} %"),
     "transformer weights (smaller by)": _bytes_cell,
 }

@@ -3,6 +3,7 @@
 a .txt file        one prompt a line, nothing known of it
 a .jsonl file      one {"prompt": …, "truth": {…}} a line, as `write_prompts` writes them
 held_out(n)        the tiny world's own, which training never shows
+shown(n)           others of the tiny world, to calibrate on
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from sixbit_jax.errors import UserError
 from sixbit_jax.outputs import write_text
 from sixbit_jax.tiny.attributes import Attributes, ObjectAttributes
 
-_HELD_OUT_SEED = 7_000_003  # distinct from those of training and of the model's own assessment
+_HELD_OUT_SEED, _SHOWN_SEED = 7_000_003, 7_000_103  # distinct from those of training and of the model's own assessment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,13 @@ def held_out(count: int) -> list[Prompt]:
     from sixbit_jax.tiny.prompts import held_out_prompts
 
     return [Prompt(text, truth) for text, truth in held_out_prompts(count, _HELD_OUT_SEED)]
+
+
+def shown(count: int) -> list[Prompt]:
+    """Captions of combinations that training does show: what is calibrated on them is not tested on them."""
+    from sixbit_jax.tiny.prompts import held_out_prompts
+
+    return [Prompt(text, truth) for text, truth in held_out_prompts(count, _SHOWN_SEED, held_out=False)]
 
 
 def _encode(prompt: Prompt) -> dict[str, Any]:

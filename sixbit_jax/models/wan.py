@@ -30,8 +30,8 @@ from sixbit_jax.shapes import Params
 
 # (q, k, v) -> what the queries gather
 Attend: TypeAlias = Callable[..., Array]
-# (group, x, weight) -> what to note of a linear group's input
-Observe: TypeAlias = Callable[[str, Array, Any], Any]
+# (group, x, the linear's parameters) -> what to note of a linear group's input
+Observe: TypeAlias = Callable[[str, Array, Params], Any]
 # x -> the block's output, and what was noted of the inputs of its linears
 Compute: TypeAlias = Callable[[Array], tuple[Array, dict[str, Any]]]
 # (compute, x, memory, decision) -> (x, memory, observation): a cache policy's wrapper round one block.
@@ -95,7 +95,7 @@ def forward(
     run_block: RunBlock = run_dense,
     memory: Any = (),
     decisions: Any = (),
-    attention_implementation: str | None = None,
+    attention_implementation: str | Sequence[str] | None = None,
     attend_text: Attend | None = None,
     token_multiple: int = 1,
     unroll: int = 1,
@@ -106,8 +106,8 @@ def forward(
     `route_index[l, g]` picks among `routes` for group `GROUPS[g]` of layer l; `decisions` has leaves with a leading
     layer axis. Tokens are padded once to `token_multiple`, so kernels see whole tiles, and cut off again at the end.
 
-    `observe` is called on the input and the weight of every group; what it returns is noted as `inputs`, by group. It
-    sees padding tokens too.
+    `observe` is called on the input and the parameters of every group; what it returns is noted as `inputs`, by group.
+    It sees padding tokens too.
     For training: `unroll` layers become one step of the scan, which pays for every stack a scan writes; `attend_text`
     attends to the prompt's rows in place of `attention`.
     """
@@ -117,7 +117,7 @@ def forward(
     x = _dense(_patches(latents, config).astype(params["patch_embedding"]["weight"].dtype), params["patch_embedding"])
     x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
     cos, sin = (jnp.asarray(np.pad(table, ((0, padding), (0, 0)))) for table in rope_table(grid, config.head_dim))
-    time, per_block = _embed_time(params, config, timestep)
+    time, per_block = embed_time(params, config, timestep)
     if route_index is None:
         route_index = jnp.zeros((config.num_layers, len(GROUPS)), jnp.int32)
 
@@ -133,7 +133,7 @@ def forward(
 
             def project(group: str, x: Array, p: Params) -> Array:
                 if observe is not None:
-                    inputs[group] = observe(group, x, p["weight"])
+                    inputs[group] = observe(group, x, p)
                 return routed_linear(x, p["weight"], p["bias"], routes, index[GROUPS.index(group)])
 
             y = block(p, config, x, per_block, (cos, sin), layer_context, tokens, project, attend_to)
@@ -214,7 +214,7 @@ def timestep_features(timestep: Float[Array, " b"], width: int) -> Float[Array, 
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def _embed_time(
+def embed_time(
     params: Params, config: WanConfig, timestep: Float[Array, " b"]
 ) -> tuple[Float[Array, "b d"], Float[Array, "b 6 d"]]:
     """The time vector, for the head, and its projection to the six modulation vectors of a block; all f32."""

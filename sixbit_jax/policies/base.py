@@ -6,6 +6,9 @@ A policy is a frozen config plus explicit state. The sampler owns the state and 
     decide(spec, state, info) -> decision           before a step: pure and cheap
     update(spec, state, info, observed) -> state    after it
 
+Thresholds have no defaults. A policy that has not been told its own says which it is `missing` and does not run; they
+come from a calibration (`sixbit_jax.presets`) or from the user.
+
 The cache decides first, and the precision policy is told which layers will be skipped.
 
 Guidance branches keep separate state: the sampler maps these three over branches, so a policy never sees the branch
@@ -16,6 +19,8 @@ import dataclasses
 from typing import Any
 
 import jax
+
+from sixbit_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,3 +50,16 @@ class StepInfo:
     guidance: Any  # f32, scale of classifier-free guidance
     expert: Any  # i32, which of the pipeline's transformers runs
     solver: Any  # the scheduler's own slice of its plan
+
+
+class AbstractPolicy:
+    """What precision and cache policies share."""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The fields without which it cannot run and that are None."""
+        return ()
+
+    def refuse_missing(self) -> None:
+        if self.missing:
+            raise UserError(f"{type(self).__name__}: needs {' and '.join(self.missing)}; calibrate, or set it by hand")

@@ -10,17 +10,19 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sixbit_jax.policies.base import PolicySpec, StepInfo
+from sixbit_jax.formats import stored_bytes
+from sixbit_jax.policies.base import AbstractPolicy, PolicySpec, StepInfo
 from sixbit_jax.policies.measures import relative_change
 
 # x -> the block's output, and what the model notes of its insides (a dict, often empty)
 Compute = Callable[[Array], tuple[Array, dict[str, Any]]]
 
 
-class AbstractCachePolicy(abc.ABC):
+class AbstractCachePolicy(AbstractPolicy, abc.ABC):
     """Decides per layer, then wraps each block with `run`."""
 
     @abc.abstractmethod
@@ -52,6 +54,19 @@ class AbstractCachePolicy(abc.ABC):
     @abc.abstractmethod
     def update(self, spec: PolicySpec, state: Any, info: StepInfo, skipped: Bool[Array, " l"], observed: Any) -> Any:
         """State after a step; `observed` is stacked over layers."""
+
+    def recall(self, state: Any) -> dict[str, Any]:
+        """What of the state after a step belongs in the trace, next to what was observed."""
+        return {}
+
+    def for_run(self, spec: PolicySpec) -> tuple["AbstractCachePolicy", str | None]:
+        """The policy as these sizes allow it, and what a user should know of the difference."""
+        self.refuse_missing()
+        return self, None
+
+    def nbytes(self, spec: PolicySpec) -> int:
+        """What the memory takes on the device."""
+        return stored_bytes(jax.eval_shape(lambda: self.allocate(spec)))
 
 
 @dataclasses.dataclass(frozen=True)

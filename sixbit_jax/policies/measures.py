@@ -12,7 +12,7 @@ def relative_change(x: Float[Array, "b s d"], y: Float[Array, "b s d"]) -> Float
     return jnp.abs(y - x).sum() / jnp.abs(x).sum()
 
 
-def note_outlier_ratio(group: str, x: Float[Array, "b s k"], weight: Any) -> Float[Array, ""]:
+def note_outlier_ratio(group: str, x: Float[Array, "b s k"], p: Any) -> Float[Array, ""]:
     """As a model's observer."""
     return outlier_ratio(x)
 

@@ -7,11 +7,11 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from sixbit_jax.policies.base import PolicySpec, StepInfo
+from sixbit_jax.policies.base import AbstractPolicy, PolicySpec, StepInfo
 from sixbit_jax.routes import Route
 
 
-class AbstractPrecisionPolicy(abc.ABC):
+class AbstractPrecisionPolicy(AbstractPolicy, abc.ABC):
     """Picks one of `routes` for every linear group of every layer."""
 
     @property

@@ -3,6 +3,8 @@
     predicted error of a linear group = slope × Γ + offset       Γ: the block's relative change at the step before
     route = low (NVFP4) up to the threshold, high (INT8) above it
 
+Without a calibration (no slope and offset) the threshold is one on Γ itself.
+
 Γ is unknown at the first step and stale when the block was skipped at the last one; then the route is high. Purified
 Delta Refresh: where a delta is computed to be reused, groups with loud outliers run in full precision, since what is
 wrong with a cached delta is added again at every reuse.
@@ -40,14 +42,15 @@ class PredictorState:
 
 @dataclasses.dataclass(frozen=True)
 class PredictedPrecision(AbstractPrecisionPolicy):
-    """`slope` and `offset` come from calibration, as the threshold does: they hold for one model and one recipe.
+    """`slope`, `offset` and the threshold come from calibration (see `sixbit_jax.presets`): they hold for one model and
+    one recipe. None is what is still to come; without a threshold the policy does not run.
 
     `purify`: which computations are a refresh. `outlier_ratio`: above it a refresh runs in full precision.
     """
 
-    slope: Table
-    offset: Table
-    error_threshold: float
+    slope: Table | None = None
+    offset: Table | None = None
+    error_threshold: float | None = None
     purify: str = "after reuse"
     outlier_ratio: float = 25.0
     low: Route = Route("nvfp4")
@@ -57,8 +60,8 @@ class PredictedPrecision(AbstractPrecisionPolicy):
     def __post_init__(self) -> None:
         if self.purify not in REFRESHES:
             raise UserError(f'PredictedPrecision: unknown purify "{self.purify}"; {nearest(self.purify, REFRESHES)}')
-        shapes = {tuple(map(len, table)) for table in (self.slope, self.offset)}
-        if len(shapes) != 1 or len(set(shapes.pop())) != 1:
+        shapes = {table if table is None else tuple(map(len, table)) for table in (self.slope, self.offset)}
+        if len(shapes) != 1 or len(set(shapes.pop() or (0,))) != 1:
             raise UserError("PredictedPrecision: slope and offset need a number for every layer and linear group")
 
     @property
@@ -69,8 +72,13 @@ class PredictedPrecision(AbstractPrecisionPolicy):
     def needs(self) -> tuple[str, ...]:
         return ("gamma",) if self.purify == "never" else ("gamma", "inputs")
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        return ("error_threshold",) if self.error_threshold is None else ()
+
     def init(self, spec: PolicySpec) -> PredictorState:
-        found = (len(self.slope), len(self.slope[0]))
+        self.refuse_missing()
+        found = (spec.layers, len(spec.groups)) if self.slope is None else (len(self.slope), len(self.slope[0]))
         if found != (spec.layers, len(spec.groups)):
             raise UserError(
                 f"PredictedPrecision: calibrated for {found[0]} layers and {found[1]} linear groups, this model has "
@@ -83,12 +91,15 @@ class PredictedPrecision(AbstractPrecisionPolicy):
         self, spec: PolicySpec, state: PredictorState, info: StepInfo, skip: Bool[Array, " l"]
     ) -> Int[Array, "l g"]:
         fresh = state.fresh[:, None]
-        route = jnp.where((self.predict(state.gamma) <= self.error_threshold) & fresh, _LOW, _HIGH)
+        predicted = jnp.broadcast_to(self.predict(state.gamma), state.ratio.shape)
+        route = jnp.where((predicted <= jnp.asarray(self.error_threshold, jnp.float32)) & fresh, _LOW, _HIGH)
         refresh = {"never": False, "always": info.step > 0, "after reuse": (info.step > 0) & ~fresh}[self.purify]
         return jnp.where(refresh & (state.ratio > self.outlier_ratio), _FULL, route)
 
-    def predict(self, gamma: Float[Array, " l"]) -> Float[Array, "l g"]:
-        """The relative error that each group would have in the low route."""
+    def predict(self, gamma: Float[Array, " l"]) -> Float[Array, "l _"]:
+        """The relative error that each group would have in the low route; without a calibration Γ stands for it."""
+        if self.slope is None:
+            return gamma[:, None]
         return jnp.asarray(self.slope) * gamma[:, None] + jnp.asarray(self.offset)
 
     def update(

@@ -14,9 +14,20 @@ from pathlib import Path
 from sixbit_jax.errors import UserError
 from sixbit_jax.recipes.codec import from_json, to_json
 from sixbit_jax.recipes.presets import get, names
-from sixbit_jax.recipes.recipe import DTYPES, Recipe, WeightRule, with_text_encoder
+from sixbit_jax.recipes.recipe import DTYPES, Recipe, WeightRule, with_flags, with_text_encoder
 
-__all__ = ["DTYPES", "Recipe", "WeightRule", "from_json", "get", "load", "names", "to_json", "with_text_encoder"]
+__all__ = [
+    "DTYPES",
+    "Recipe",
+    "WeightRule",
+    "from_json",
+    "get",
+    "load",
+    "names",
+    "to_json",
+    "with_flags",
+    "with_text_encoder",
+]
 
 
 def load(name_or_file: str) -> Recipe:

@@ -4,7 +4,14 @@ import dataclasses
 from typing import Any
 
 from sixbit_jax.errors import UserError, nearest
-from sixbit_jax.policies import FixedPrecision, NoCache, PredictedPrecision, TemporalDeltaCache
+from sixbit_jax.policies import (
+    FixedPrecision,
+    NoCache,
+    PredictedPrecision,
+    RandomPrecision,
+    ScheduledReuse,
+    TemporalDeltaCache,
+)
 from sixbit_jax.quantizers import (
     ARQ,
     BGR,
@@ -22,7 +29,7 @@ from sixbit_jax.routes import Route
 
 _METHODS = (MinMax, FourOverSix, ScaleSearch, SmoothQuant, QuaRot, ViDiTQ, BGR, ARQ, SVDQuant, GPTQ)
 # The classes a JSON recipe may name.
-_POLICIES = (FixedPrecision, PredictedPrecision, NoCache, TemporalDeltaCache)
+_POLICIES = (FixedPrecision, PredictedPrecision, RandomPrecision, NoCache, TemporalDeltaCache, ScheduledReuse)
 _PARTS = {part.__name__: part for part in (Recipe, WeightRule, *_METHODS, *_POLICIES, Route)}
 
 

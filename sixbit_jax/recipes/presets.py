@@ -8,22 +8,45 @@ nothing once they are stored; `minmax-w4a4` has the plain ones, bit for bit thos
 All of them quantize every linear of every block and nothing else: embedders of patches, time and text, modulation,
 norms and head stay in the recipe's dtype.
 
+`6bit` is 6Bit-Diffusion whole: routes predicted from the step before, the Temporal Delta Cache, and Purified Delta
+Refresh; the `6bit-…` recipes leave one or two of them out. `fast` is for GPUs without NVFP4 products: INT8 activations
+everywhere, the cache, and INT8 attention where it runs. Their thresholds come from calibration (`sixbit_jax.presets`).
+
 Cross-attention's keys and values depend on the prompt alone and are computed once, so their activations stay 16 bits
 under every recipe; their weights are stored as all others.
 """
 
 from sixbit_jax.errors import UserError, nearest
-from sixbit_jax.policies import FixedPrecision
+from sixbit_jax.policies import (
+    AbstractCachePolicy,
+    AbstractPrecisionPolicy,
+    FixedPrecision,
+    NoCache,
+    PredictedPrecision,
+    TemporalDeltaCache,
+)
 from sixbit_jax.quantizers import ARQ, AbstractQuantizer, MinMax, QuaRot, ScaleSearch, SmoothQuant, SVDQuant, ViDiTQ
 from sixbit_jax.recipes.recipe import Recipe, WeightRule
 from sixbit_jax.routes import Route
 
 BLOCKS = "blocks/*"
 NVFP4 = ScaleSearch()
+CACHE = TemporalDeltaCache(cache_format="int8")
+# Implementations that round are only ever chosen by name; where this one cannot run, an exact one does.
+LOW_ATTENTION = ("int8", "cudnn", "xla")
 
 
 def _quantized(name: str, method: AbstractQuantizer, act: str | None) -> Recipe:
     return Recipe(name, weights=(WeightRule(BLOCKS, method),), precision=FixedPrecision(Route(act)))
+
+
+def _adaptive(
+    name: str,
+    precision: AbstractPrecisionPolicy,
+    cache: AbstractCachePolicy = CACHE,
+    attention: tuple[str, ...] | None = None,
+) -> Recipe:
+    return Recipe(name, weights=(WeightRule(BLOCKS, NVFP4),), precision=precision, cache=cache, attention=attention)
 
 
 _PRESETS = {
@@ -43,6 +66,11 @@ _PRESETS = {
         _quantized("int4-w4a4", MinMax("int4"), "int4"),
         _quantized("dvd-w4a4", ARQ(), "int4"),
         _quantized("dvd-w4a8", ARQ(), "int8"),
+        _adaptive("6bit", PredictedPrecision()),
+        _adaptive("6bit-predictor-only", PredictedPrecision(purify="never"), NoCache(measure=True)),
+        _adaptive("6bit-tdc-only", FixedPrecision()),
+        _adaptive("6bit-no-pdr", PredictedPrecision(purify="never")),
+        _adaptive("fast", FixedPrecision(Route("int8")), attention=LOW_ATTENTION),
     )
 }
 

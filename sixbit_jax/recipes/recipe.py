@@ -1,11 +1,17 @@
 """What a recipe is: how each weight is stored, how linears multiply at each step, which blocks run, which attention."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 
 from sixbit_jax.errors import UserError, nearest
-from sixbit_jax.policies import AbstractCachePolicy, AbstractPrecisionPolicy, FixedPrecision, NoCache
+from sixbit_jax.policies import (
+    AbstractCachePolicy,
+    AbstractPrecisionPolicy,
+    FixedPrecision,
+    NoCache,
+)
 from sixbit_jax.quantizers import AbstractQuantizer
 from sixbit_jax.routes import ACTIVATION_BITS
 
@@ -36,7 +42,8 @@ class Recipe:
     """`dtype`: of what is not quantized, and of the activations between the f32 islands.
 
     `weights` are the rules of the transformers, `text_encoder` those of the text encoder; without rules a model stays
-    dense. `attention` names an implementation, or leaves it to the fastest.
+    dense. `attention` names an implementation, or several of which the first that runs is taken, or leaves it to the
+    fastest exact one.
     """
 
     name: str
@@ -45,7 +52,7 @@ class Recipe:
     text_encoder: tuple[WeightRule, ...] = ()
     precision: AbstractPrecisionPolicy = FixedPrecision()
     cache: AbstractCachePolicy = NoCache()
-    attention: str | None = None
+    attention: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -82,6 +89,34 @@ class Recipe:
             "text_encoder": self.text_encoder,
         }
         return chosen.get(component, ())
+
+
+# Flags about a policy's field, and what a recipe without that field has not.
+_POLICY_FLAGS = {
+    "--tau": ("cache", "tau", "delta cache with a threshold"),
+    "--error-threshold": ("precision", "error_threshold", "predicted precision"),
+    "--cache-budget-gb": ("cache", "budget_gb", "delta cache"),
+}
+
+
+def with_flags(recipe: Recipe, values: Mapping[str, float | None]) -> Recipe:
+    """`recipe` with what the user set by hand; `values` by flag, None where a flag was not given.
+
+    >>> from sixbit_jax.policies import TemporalDeltaCache
+    >>> with_flags(Recipe("mine", cache=TemporalDeltaCache()), {"--tau": 0.1}).cache.tau
+    0.1
+    """
+    for flag, value in values.items():
+        if value is None:
+            continue
+        part, field, what = _POLICY_FLAGS[flag]
+        policy = getattr(recipe, part)
+        if not hasattr(policy, field):
+            raise UserError(f"{flag}: recipe {recipe.name} has no {what}")
+        if not 0 <= value < float("inf"):
+            raise UserError(f"{flag} {value}: needs a number from 0 up")
+        recipe = dataclasses.replace(recipe, **{part: dataclasses.replace(policy, **{field: value})})
+    return recipe
 
 
 def with_text_encoder(recipe: Recipe, other: Recipe) -> Recipe:

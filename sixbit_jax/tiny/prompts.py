@@ -1,4 +1,4 @@
-"""Prompts that training never shows, with what a video of each has to look like."""
+"""Prompts that training shows or never shows, with what a video of each has to look like."""
 
 import functools
 
@@ -11,25 +11,27 @@ from sixbit_jax.tiny.scene import Scene
 from sixbit_jax.tiny.world import PAIR_SHARE, sample_scene
 
 
-def held_out_prompts(count: int, seed: int, *, pair_share: float = PAIR_SHARE) -> list[tuple[str, Attributes]]:
-    """`count` different prompts about held-out combinations, each naming the background too."""
+def held_out_prompts(
+    count: int, seed: int, *, pair_share: float = PAIR_SHARE, held_out: bool = True
+) -> list[tuple[str, Attributes]]:
+    """`count` different prompts about held-out combinations, or the others, each naming the background too."""
     drawn: dict[str, Attributes] = {}
     key = jax.random.key(seed)
     while len(drawn) < count:
         key, batch_key = jax.random.split(key)
-        drawn |= _draw(batch_key, count, pair_share)
+        drawn |= _draw(batch_key, count, pair_share, held_out)
     return list(drawn.items())[:count]
 
 
-def _draw(key: Key[Array, ""], count: int, pair_share: float) -> dict[str, Attributes]:
-    scenes, rows = jax.device_get(_sample(jax.random.split(key, count), pair_share))
+def _draw(key: Key[Array, ""], count: int, pair_share: float, held_out: bool) -> dict[str, Attributes]:
+    scenes, rows = jax.device_get(_sample(jax.random.split(key, count), pair_share, held_out))
     singles = (jax.tree.map(lambda leaf, index=index: leaf[index], scenes) for index in range(count))
     return {sentence(row): attributes(scene) for row, scene in zip(rows, singles, strict=True)}
 
 
-@jax.jit
-@functools.partial(jax.vmap, in_axes=(0, None))
-def _sample(key: Key[Array, ""], pair_share: float | Array) -> tuple[Scene, Int[Array, " slots"]]:
+@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.vmap, in_axes=(0, None, None))
+def _sample(key: Key[Array, ""], pair_share: float | Array, held_out: bool) -> tuple[Scene, Int[Array, " slots"]]:
     scene_key, words_key = jax.random.split(key)
-    scene = sample_scene(scene_key, held_out=True, pair_share=pair_share)
+    scene = sample_scene(scene_key, held_out=held_out, pair_share=pair_share)
     return scene, caption_rows(scene, words_key, complete=True)

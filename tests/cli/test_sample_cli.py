@@ -19,6 +19,8 @@ from converters.random_pipeline import write_random_pipeline
 from sixbit_jax.video import read_mp4
 
 ROOT = Path(__file__).resolve().parents[2]
+# Thresholds for a model without a calibration.
+BY_HAND = ("--recipe", "6bit", "--dtype", "f32", "--tau", "2", "--error-threshold", "0.3")
 QUICK = ("--prompt", "a red circle", "--size", "48*32", "--num-frames", "5", "--steps", "2")
 
 
@@ -56,6 +58,21 @@ def test_a_video_with_everything(model, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["l.npy", "v.html", "v.json", "v.mp4"]
     assert "100%" in done.stderr, "the bar reaches its end"
     assert str(video) in done.stdout
+
+
+def test_adaptive_recipes_run_by_hand_and_report_beside_their_twin(model, tmp_path):
+    video = tmp_path / "v.mp4"
+    done = run(model, *QUICK[:-2], "--steps", 5, *BY_HAND, "--output", video, "--report")
+    assert done.returncode == 0, done.stderr
+    sidecar = json.loads(video.with_suffix(".json").read_text())
+    assert 0 < sidecar["skip_rate"] < 0.5
+    assert sidecar["mean_activation_bits_with_skipped"] < sidecar["mean_activation_bits"] <= 16
+    assert sidecar["cache_bytes"] > 0
+    assert sidecar["calibration"] is None
+    page = video.with_suffix(".html").read_text()
+    assert page.count("<video ") == 2
+    assert "PSNR" in page
+    assert sorted(os.listdir(tmp_path)) == ["v.html", "v.json", "v.mp4"], "the twin lives in the page alone"
 
 
 def test_initial_latents_replace_the_seed(model, tmp_path):
@@ -98,6 +115,10 @@ def test_dry_run_writes_nothing(model, tmp_path):
         (["--recipe", "bf61"], ["--recipe", 'did you mean "bf16"']),
         (["--attention", "flash"], ["--attention", "xla"]),
         (["--cache-budget-gb", "1"], ["--cache-budget-gb", "no delta cache"]),
+        (["--recipe", "6bit"], ["no calibration for", "scripts/calibrate.py --model", "--error-threshold and --tau"]),
+        (["--recipe", "w4a8", "--tau", "0.1"], ["--tau", "no delta cache"]),
+        ([*BY_HAND, "--cache-budget-gb", "1e-6", *QUICK[2:-2]], ["--cache-budget-gb", "hold no layer; one takes"]),
+        ([*BY_HAND, "--preset", "{tmp}/empty.txt"], ["--preset", "not a preset"]),
         (["--dtype", "fp8"], ["--dtype", "bf16"]),
         (["--prompt-file", "{tmp}/empty.txt"], ["--prompt-file", "has no prompts"]),
         (["--prompt-file", "{tmp}/absent.txt"], ["--prompt-file", "No such file"]),

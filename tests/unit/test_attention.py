@@ -80,3 +80,18 @@ def test_impossible_key_counts_are_refused(rng):
     q, k, v = operands(rng)
     with pytest.raises(ValueError, match=r"valid_keys=14 is not within 1\.\.13"):
         attention(q, k, v, valid_keys=14)
+
+
+def test_of_several_names_the_first_that_can_runs_and_the_reasons_are_told():
+    """What the recipe `fast` relies on where its kernel does not run."""
+    q = jax.ShapeDtypeStruct((1, 6, 2, 8), jnp.float32)
+    choice = explain(q, q, implementation=("int8", "cudnn", "xla"))
+    assert choice.name == "xla"
+    assert [name for name, _ in choice.rejected] == ["int8", "cudnn"]
+    assert "takes a head dimension of 128, not 8" in str(choice)
+    x = jax.random.normal(jax.random.key(0), q.shape)
+    np.testing.assert_array_equal(
+        attention(x, x, x, implementation=("int8", "xla")), attention(x, x, x, implementation="xla")
+    )
+    with pytest.raises(NotImplementedError, match="no implementation for"):
+        attention(x, x, x, implementation=("int8", "cudnn"))

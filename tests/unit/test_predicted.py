@@ -10,7 +10,7 @@ import pytest
 
 from sixbit_jax import recipes
 from sixbit_jax.errors import UserError
-from sixbit_jax.policies import NoCache, PolicySpec, PredictedPrecision, StepInfo, TemporalDeltaCache
+from sixbit_jax.policies import NoCache, PolicySpec, PredictedPrecision, RandomPrecision, StepInfo, TemporalDeltaCache
 from sixbit_jax.quantizers import MinMax
 from sixbit_jax.recipes import Recipe, WeightRule
 
@@ -89,6 +89,35 @@ def test_without_purification_nothing_is_full_and_no_ratio_is_needed():
 def test_wrong_settings_are_named(wrong: dict[str, Any], says: str):
     with pytest.raises(UserError, match=says):
         policy(**wrong)
+
+
+def test_without_a_calibration_the_threshold_is_on_the_relative_change():
+    chosen = policy(slope=None, offset=None)
+    expected = np.where(np.asarray(GAMMA) > 0.25, HIGH, LOW)[:, None]
+    np.testing.assert_array_equal(decide(chosen, after_one_step(chosen), 1), np.broadcast_to(expected, (4, 3)))
+
+
+def test_without_a_threshold_it_does_not_run():
+    with pytest.raises(UserError, match="needs error_threshold"):
+        policy(error_threshold=None).init(SPEC)
+
+
+def test_lots_have_the_share_asked_for():
+    """Of 12 groups a step a third; all at the first step; other steps and seeds draw others."""
+    drawn = [
+        np.stack(
+            [
+                np.asarray(RandomPrecision(1 / 3, seed).decide(SPEC, (), at(step), jnp.zeros(4, bool)))
+                for step in range(10)
+            ]
+        )
+        for seed in (0, 1)
+    ]
+    for routes in drawn:
+        assert (routes[0] == HIGH).all()
+        np.testing.assert_array_equal((routes[1:] == HIGH).sum((1, 2)), 4)
+        assert (routes[1:].mean(0) < 1).all()
+    assert (drawn[0] != drawn[1]).any()
 
 
 def test_another_model_is_refused():

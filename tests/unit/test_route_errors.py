@@ -1,6 +1,5 @@
 """Calibration of the predictor on a micro model: samples are those of their definition, the report holds the fit."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -10,14 +9,16 @@ import pytest
 from micro_pipeline import MICRO, write_micro_pipeline
 
 from sixbit_jax import predictor, recipes, route_errors
-from sixbit_jax.calibrating import low_route_error, write
+from sixbit_jax.calibrating import low_route_error, make_preset, write_report
 from sixbit_jax.errors import UserError
 from sixbit_jax.models.wan_config import GROUPS
 from sixbit_jax.pipeline import WanPipeline
+from sixbit_jax.presets import read_preset, write_preset
 from sixbit_jax.quantizers import MinMax
 from sixbit_jax.recipes import Recipe
 from sixbit_jax.route_errors import RouteError, Samples
 from sixbit_jax.routes import Route
+from sixbit_jax.tau_search import Found
 
 STEPS = 4
 
@@ -50,7 +51,11 @@ def test_more_bits_cost_less(rng: np.random.Generator):
     x = jnp.asarray(rng.normal(size=(1, 32, 64)), jnp.float32)
     w = jnp.asarray(rng.normal(size=(48, 64)), jnp.float32)
     costs = [
-        float(jax.jit(RouteError(MinMax(name), Route(act)), static_argnums=0)("any", x, w))
+        float(
+            jax.jit(RouteError(MinMax(name), Route(act)), static_argnums=0)(
+                "any", x, {"weight": w, "rough": MinMax(name)(w)}
+            )
+        )
         for name, act in (("nvfp4", "nvfp4"), ("nvfp4", "int8"), ("int8", "int8"))
     ]
     assert costs[0] > 1.2 * costs[1] > 4 * costs[2]
@@ -64,14 +69,19 @@ def test_the_videos_stay_dense(pipe, samples):
     np.testing.assert_allclose(again.gamma[0], samples.gamma[0], rtol=1e-4)
 
 
-def test_the_report_holds_the_fit(samples, tmp_path: Path):
+def test_the_report_and_the_preset_hold_the_fit(pipe, samples, tmp_path: Path):
     fitted = predictor.fit(samples.gamma, samples.error)
     threshold = predictor.choose_threshold(fitted, samples.gamma, 6.0)
-    facts = {"model": "micro", "recipe": "w4a4", "prompts": 2, "steps": STEPS}
-    write(tmp_path, samples, fitted, threshold, facts)
-    stored = json.loads((tmp_path / "predictor.json").read_text())
-    np.testing.assert_allclose(stored["slope"], fitted.slope)
-    assert abs(stored["mean_bits"] - 6.0) < 0.1
+    bits = predictor.mean_bits(fitted.policy(threshold), fitted, samples.gamma)
+    assert abs(bits - 6.0) < 0.1
+    facts = {"recipe": "6bit", "prompts": 2, "mean_bits": bits, "skip_rate": 0.5}
+    found = Found(0.2, np.array([[[False, True]]]))
+    preset = make_preset(pipe.components.source, recipes.get("6bit"), fitted, threshold, found, STEPS, facts)
+    write_preset(tmp_path / "preset.json", preset)
+    assert read_preset(tmp_path / "preset.json") == preset
+    np.testing.assert_allclose(preset.slope, fitted.slope, rtol=1e-5)
+    assert (preset.order, preset.tau, preset.low) == ((1, 0), 0.2, "nvfp4")
+    write_report(tmp_path, samples, fitted, preset)
     text = (tmp_path / "predictor.md").read_text()
     assert all(f"| {group} |" in text for group in GROUPS)
     assert (tmp_path / "predictor.png").stat().st_size > 2000
@@ -79,7 +89,7 @@ def test_the_report_holds_the_fit(samples, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["bf16", "w4a16"])
 def test_a_recipe_without_an_error_to_predict_is_refused(name: str):
-    with pytest.raises(UserError, match="one activation format"):
+    with pytest.raises(UserError, match="a format for activations"):
         low_route_error(recipes.get(name))
 
 

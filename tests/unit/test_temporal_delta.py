@@ -12,8 +12,16 @@ import pytest
 
 from sixbit_jax import schedulers
 from sixbit_jax.errors import UserError
-from sixbit_jax.policies import FixedPrecision, NoCache, PolicySpec, StepInfo, TemporalDeltaCache, delta_store
-from sixbit_jax.policies.temporal_delta import within_budget
+from sixbit_jax.policies import (
+    FixedPrecision,
+    NoCache,
+    PolicySpec,
+    ScheduledReuse,
+    StepInfo,
+    TemporalDeltaCache,
+    delta_store,
+)
+from sixbit_jax.policies.delta_reuse import within_budget
 from sixbit_jax.sampler import Sampler, sample
 
 LAYERS, DIM, STEPS, BRANCHES = 4, 32, 16, 2
@@ -156,8 +164,48 @@ def test_a_budget_keeps_the_layers_that_pay():
     assert small.layers == (0, 3)
     assert small.nbytes(SPEC) == 2 * each
     assert within_budget(policy, SPEC, LAYERS * each, order=(3, 0, 1, 2)) == policy
+    budget = dataclasses.replace(policy, budget_gb=(2 * each + 1) / 1e9, order=(3, 0, 1, 2))
+    fitted, note = budget.for_run(SPEC)
+    assert (fitted, note) == (small, f"delta cache of 2 of 4 layers, {2 * each / 1e6:.1f} MB")
     with pytest.raises(UserError, match="hold no layer"):
         within_budget(policy, SPEC, each - 1, order=(3, 0, 1, 2))
+
+
+def test_too_few_steps_are_said_and_run_without():
+    policy = TemporalDeltaCache(tau=0.2)
+    few, note = policy.for_run(dataclasses.replace(SPEC, steps=3))
+    assert few == NoCache(measure=True)
+    assert "3 steps leave the delta cache nothing to skip; it starts at 4" in str(note)
+    assert policy.for_run(dataclasses.replace(SPEC, steps=4)) == (policy, None)
+    always = run(TemporalDeltaCache(tau=1e9))[1]
+    assert np.asarray(always.skipped).argmax(0).max() == 2, "the third step is the first that can be skipped"
+
+
+def test_the_trace_tells_what_reuse_is_assumed_to_have_cost():
+    _, trace = run(TemporalDeltaCache(tau=0.2, cache_format="f32"))
+    skipped, change, error = (np.asarray(each) for each in (trace.skipped, trace.change, trace.error))
+    assert trace.gamma is not None
+    last, expected = np.zeros_like(error[0]), np.zeros_like(error[0])
+    for step in range(STEPS):
+        expected = np.where(skipped[step], expected + last, 0.0)
+        last = np.where(skipped[step], last, change[step])
+        np.testing.assert_allclose(error[step], expected, rtol=1e-6)
+    assert 0 < error.max() < 0.2
+
+
+def test_planned_steps_are_skipped_whole():
+    _, trace = run(ScheduledReuse(steps=(3, 4, 9), cache_format="f32"))
+    expected = np.isin(np.arange(STEPS), (3, 4, 9))[:, None, None]
+    np.testing.assert_array_equal(trace.skipped, np.broadcast_to(expected, trace.skipped.shape))
+    with pytest.raises(UserError, match="first that can be skipped is 1"):
+        ScheduledReuse(steps=(0,))
+
+
+def test_without_tau_it_does_not_run():
+    with pytest.raises(UserError, match="needs tau"):
+        TemporalDeltaCache().for_run(SPEC)
+    with pytest.raises(UserError, match="needs tau"):
+        run(TemporalDeltaCache())
 
 
 @pytest.mark.parametrize("layers", [None, (0, 3)])
