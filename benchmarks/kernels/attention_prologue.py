@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.kernels.attention_int8 import HEADS, TOKENS
-from benchmarks.kernels.measure import attempt, milliseconds
+from benchmarks.kernels.measure import Ceilings, attempt, milliseconds
 from pallas_kernels.attention_int8 import AttentionConfig, Before, operands, prologue
 from pallas_kernels.attention_int8.numbers import HEAD
 
@@ -31,7 +31,7 @@ def cases() -> list[Case]:
     return [Case(f"{model} {tokens}", heads, s) for tokens, s in TOKENS.items() for model, heads in HEADS.items()]
 
 
-def measure(case: Case, bandwidth: float) -> dict[str, Any]:
+def measure(case: Case, ceilings: Ceilings) -> dict[str, Any]:
     values = random_operands(case)
     ours, xla = (jax.jit(program(case, quantize)) for quantize in (prologue.quantize, operands.quantize))
     run, reason = attempt(lambda: xla(*values))
@@ -41,7 +41,7 @@ def measure(case: Case, bandwidth: float) -> dict[str, Any]:
         **dataclasses.asdict(case),
         "ms": {name: round(value, 4) for name, value in ms.items()},
         "tb_per_s": round(rate * 1e-12, 3),
-        "of_copy": round(rate / bandwidth, 3),
+        "of_copy": round(rate / ceilings.copy, 3),
         "ratio": {name: round(value / ms["ours"], 3) for name, value in ms.items() if name != "ours"},
         "differing_codes": None if run is None else differing_codes(ours(*values), run()),
         "not run": {"XLA": reason} if reason else {},

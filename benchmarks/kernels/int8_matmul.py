@@ -10,17 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.kernels.measure import attempt, milliseconds, relative_error
+from benchmarks.kernels.measure import Ceilings, milliseconds, relative_error, with_peers
 from pallas_kernels.int8_matmul import Int8MatmulConfig, int8_matmul
 from pallas_kernels.int8_matmul.config import TABLE, case_name
 
 NAME = "int8_matmul"
+PEERS = ("torch bf16", "torch fp8 row-wise", "torch fp8 tensor-wise", "torch _int_mm", "XLA int8")
 TOKENS = {"480p": 32760, "720p": 75600}
 LINEARS = {
     "1.3B": {"qkv": (1536, 4608), "o": (1536, 1536), "ffn in": (1536, 8960), "ffn out": (8960, 1536)},
     "14B": {"qkv": (5120, 15360), "o": (5120, 5120), "ffn in": (5120, 13824), "ffn out": (13824, 5120)},
 }
-COLUMNS = ("case", "variant", "ms", "TFLOP/s", "vs torch bf16", "vs fp8 row-wise", "vs XLA int8", "error")
+COLUMNS = ("case", "variant", "ms", "TFLOP/s", "of ceiling", *(f"vs {peer}" for peer in PEERS), "error")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,22 +46,17 @@ def cases() -> list[Case]:
     return found
 
 
-def measure(case: Case, bandwidth: float) -> dict[str, Any]:
+def measure(case: Case, ceilings: Ceilings) -> dict[str, Any]:
     operands = same_operands(case)
     kernel = jax.jit(functools.partial(run_kernel, case))
-    runs = {"ours": lambda: kernel(*operands), **peers(case, operands)}
-    reasons = {}
-    for name in list(runs):
-        run, reason = attempt(runs[name])
-        if run is None:
-            reasons[name] = reason
-            del runs[name]
+    runs, reasons = with_peers({"ours": lambda: kernel(*operands)}, lambda: peers(case, operands))
     ms = milliseconds(runs)
-    flop = 2 * case.m * case.k * case.n
+    rate = 2 * case.m * case.k * case.n / (ms["ours"] * 1e-3)
     return {
         **dataclasses.asdict(case),
         "ms": {name: round(value, 4) for name, value in ms.items()},
-        "tflops": round(flop / ms["ours"] * 1e-9, 1),
+        "tflops": round(rate * 1e-12, 1),
+        "of_ceiling": round(rate / (2 * ceilings.bf16), 3),
         "ratio": {name: round(value / ms["ours"], 3) for name, value in ms.items() if name != "ours"},
         "error": spot_error(case, kernel(*operands)),
         "not run": reasons,
@@ -74,9 +70,8 @@ def row(result: dict[str, Any]) -> tuple[Any, ...]:
         result["variant"],
         f"{result['ms']['ours']:.3f}",
         f"{result['tflops']:.0f}",
-        ratio("torch bf16"),
-        ratio("torch fp8 row-wise"),
-        ratio("XLA int8"),
+        f"{100 * result['of_ceiling']:.0f} %",
+        *map(ratio, PEERS),
         f"{result['error']:.1e}",
     )
 
@@ -129,6 +124,7 @@ def peers(case: Case, operands) -> dict[str, Any]:
         "torch bf16": lambda: x16 @ w16.T,
         "torch _int_mm": lambda: torch._int_mm(x, w.T),
         "torch fp8 row-wise": lambda: scaled(scale_a=rows, scale_b=w_scale[None]),
+        "torch fp8 row-wise, fast sums": lambda: scaled(scale_a=rows, scale_b=w_scale[None], use_fast_accum=True),
         "torch fp8 tensor-wise": lambda: scaled(scale_a=one, scale_b=one, use_fast_accum=True),
     }
     if case.variant != "grouped":

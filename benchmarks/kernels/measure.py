@@ -1,5 +1,6 @@
 """Clocks, random data and where a figure comes from."""
 
+import dataclasses
 import os
 import statistics
 import subprocess
@@ -59,13 +60,45 @@ def attempt(run: Run) -> tuple[Run | None, str]:
     return run, ""
 
 
+def with_peers(ours: Mapping[str, Run], make: Callable[[], Mapping[str, Run]]) -> tuple[dict[str, Run], dict[str, str]]:
+    """Ours and the peers that run here; for the others, why not."""
+    runs, reasons = dict(ours), {}
+    try:
+        peers = make()
+    except Exception as error:
+        return runs, {"peers": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"}
+    for name, peer in peers.items():
+        run, reason = attempt(peer)
+        if run is None:
+            reasons[name] = reason
+        else:
+            runs[name] = run
+    return runs, reasons
+
+
 def relative_error(actual: Any, expected: Any) -> float:
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
-def copy_bandwidth() -> float:
-    """Bytes per second of a device-to-device copy of 2 GiB, counted read and written."""
+@dataclasses.dataclass(frozen=True)
+class Ceilings:
+    """What this GPU does at best, measured in the same run."""
+
+    copy: float  # bytes per second, read and written
+    bf16: float  # FLOP per second; of 8-bit products it is twice that
+
+
+def ceilings() -> Ceilings:
+    """Of a device-to-device copy of 2 GiB, and of torch's product of 8192 x 8192 matrices."""
+    import torch
+
+    n = 8192
+    x, y = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return Ceilings(_copy_bandwidth(), 2 * n**3 / (milliseconds({"product": lambda: x @ y})["product"] * 1e-3))
+
+
+def _copy_bandwidth() -> float:
     import torch
 
     a = torch.randn(1 << 30, device="cuda", dtype=torch.bfloat16)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.kernels.measure import attempt, milliseconds
+from benchmarks.kernels.measure import Ceilings, attempt, milliseconds
 from pallas_kernels.quantize_rows import QuantizeRowsConfig, quantize_rows
 from pallas_kernels.quantize_rows.config import TABLE, case_name
 from pallas_kernels.quantize_rows.emulation import emulate
@@ -48,7 +48,7 @@ def cases() -> list[Case]:
     return found
 
 
-def measure(case: Case, bandwidth: float) -> dict[str, Any]:
+def measure(case: Case, ceilings: Ceilings) -> dict[str, Any]:
     operands = random_operands(case)
     kernel = jax.jit(functools.partial(run_kernel, case))
     xla = jax.jit(functools.partial(emulate, spec=case.spec))
@@ -62,7 +62,7 @@ def measure(case: Case, bandwidth: float) -> dict[str, Any]:
         **dataclasses.asdict(case),
         "ms": {name: round(value, 4) for name, value in ms.items()},
         "tb_per_s": round(rate * 1e-12, 3),
-        "of_copy": round(rate / bandwidth, 3),
+        "of_copy": round(rate / ceilings.copy, 3),
         "ratio": {name: round(value / ms["ours"], 3) for name, value in ms.items() if name != "ours"},
         "differing_codes": differing_codes(case, operands, kernel(*operands)),
         "not run": {"XLA": reason} if reason else {},

@@ -1,12 +1,23 @@
-"""Benchmarks that go on after a failure, a crash and a hang; no kernel runs here."""
+"""Benchmarks that go on after a failure, a crash and a hang; no kernel runs on a GPU here."""
 
 import dataclasses
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.kernels import report, session
+from benchmarks.kernels import (
+    attention_int8,
+    attention_prologue,
+    int8_matmul,
+    nvfp4_matmul,
+    quantize_rows,
+    report,
+    session,
+)
+from benchmarks.kernels.measure import Ceilings
+from pallas_kernels.attention_int8 import emulation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +31,7 @@ class Config:
 
 
 def kernel(tmp_path, measured):
-    def measure(case, bandwidth):
+    def measure(case, ceilings):
         measured.append(case.name)
         if case.name == "bad":
             raise ValueError("wrong\nin detail")
@@ -49,7 +60,7 @@ def kernel(tmp_path, measured):
 def gpu(monkeypatch):
     origin = dict(device="a GPU", jax="0", torch="0", commit="c", command="python x")
     monkeypatch.setattr(report, "_require_gpu", lambda: None)
-    monkeypatch.setattr(report, "copy_bandwidth", lambda: 4e12)
+    monkeypatch.setattr(report, "ceilings", lambda: Ceilings(4e12, 7e14))
     monkeypatch.setattr(report, "provenance", lambda: origin)
 
 
@@ -62,7 +73,11 @@ def test_a_case_that_fails_is_a_line_and_the_rest_go_on(tmp_path, gpu):
     report.measure([kernel(tmp_path, [])], "", output)
     assert [line.get("failed") for line in lines(output)] == [None, "ValueError: wrong", None]
     table = output.with_suffix(".md").read_text()
-    assert "| good | 2.0 |" in table and "- bad: ValueError: wrong" in table and "copy 4.00 TB/s" in table
+    assert (
+        "| good | 2.0 |" in table
+        and "- bad: ValueError: wrong" in table
+        and "copy 4.00 TB/s, bf16 product 700 TFLOP/s" in table
+    )
 
 
 def test_a_second_run_leaves_out_what_is_done_and_what_ended_the_first(tmp_path, gpu):
@@ -136,3 +151,21 @@ def test_adopted_tables_go_to_their_kernels(tmp_path, monkeypatch):
     (tmp_path / "tuned.json").write_text(json.dumps({"fake": {"a GPU": {"good": {"ms": 2.0}}}}))
     (path,) = session.adopt(tmp_path / "tuned.json")
     assert json.loads(path.read_text())["a GPU"]["good"] == {"ms": 2.0}
+
+
+TINY = [
+    (int8_matmul, int8_matmul.Case("tiny", 16, 128, 128)),
+    (quantize_rows, quantize_rows.Case("tiny", 8, 128, "rotated")),
+    (nvfp4_matmul, nvfp4_matmul.Case("fused", 8, 256, 128)),
+    (attention_prologue, attention_prologue.Case("tiny", 1, 32)),
+    (attention_int8, attention_int8.Case("tiny", 1, 16, 32, "bf16")),
+]
+
+
+@pytest.mark.parametrize(("module", "case"), TINY, ids=lambda x: getattr(x, "NAME", ""))
+def test_every_kernel_is_measured_and_tabled_even_without_its_peers(module, case, monkeypatch):
+    monkeypatch.setattr(attention_int8.kernel_sm90, "run", emulation.run)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = module.measure(case, Ceilings(4e12, 7e14))
+    assert json.loads(json.dumps(result))["ms"]["ours"] > 0
+    assert len(module.row(result)) == len(module.COLUMNS)
