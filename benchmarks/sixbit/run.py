@@ -8,6 +8,7 @@ recipes start from the same noise; figures are against the dense model.
 
 import argparse
 import dataclasses
+import inspect
 import shlex
 import sys
 from pathlib import Path
@@ -107,7 +108,7 @@ def write(args: argparse.Namespace, plan: Plan, name: str, chosen: list[Recipe])
         "jax": jax.__version__,
     }
     outputs.write_json(plan.folder / f"{name}.json", facts | {"recipes": [dataclasses.asdict(s) for s in summaries]})
-    title = f"# {facts['model']}: {name}\n\n{EXPERIMENTS[name].__doc__}\n\n"
+    title = f"# {facts['model']}: {name}\n\n{inspect.cleandoc(EXPERIMENTS[name].__doc__ or '')}\n\n"
     told = f"{facts['prompts']} prompts, {args.steps} steps, against {facts['reference']}. Means ± standard errors.\n\n"
     page = f"{title}{told}{markdown(summaries)}\n```\n{facts['command']}\n```\n"
     outputs.write_text(plan.folder / f"{name}.md", page)
