@@ -111,10 +111,7 @@ def forward_times(size: str, cache_format: str) -> dict[str, float]:
     """All routes INT8: what is left of the difference is policies, statistics and conditionals."""
     spec, config = sizes(size), SIZES[size]
     params = random_params(config)
-    rng = np.random.default_rng(0)
-    draw = lambda shape: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
-    context = jax.jit(lambda p, text: wan.embed_context(p, config, text))(params, draw((1, 512, config.text_dim)))
-    latents, timestep = draw((1, *LATENTS[size], 16)).astype(jnp.float32), jnp.full((1,), 500.0)
+    latents, timestep, context = random_inputs(params, config, LATENTS[size])
     table = ((0.0,) * len(GROUPS),) * config.num_layers
     precision = PredictedPrecision(table, table, error_threshold=-1.0)
     cache = TemporalDeltaCache(tau=0.0, cache_format=cache_format)
@@ -159,6 +156,14 @@ def forward_times(size: str, cache_format: str) -> dict[str, float]:
         "forward_overhead": found["adaptive"] / found["plain"] - 1,
         "forward_difference": float(difference),
     }
+
+
+def random_inputs(params: Any, config: WanConfig, shape: tuple[int, int, int]) -> tuple[Any, Any, Any]:
+    """Latents, a timestep, and a prompt's keys and values."""
+    rng = np.random.default_rng(0)
+    draw = lambda shape: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
+    context = jax.jit(lambda p, text: wan.embed_context(p, config, text))(params, draw((1, 512, config.text_dim)))
+    return draw((1, *shape, 16)).astype(jnp.float32), jnp.full((1,), 500.0), context
 
 
 def random_params(config: WanConfig) -> Any:
