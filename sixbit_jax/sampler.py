@@ -2,7 +2,7 @@
 inside that.
 
     scan over StepInfo:
-        skip = cache.decide, route = precision.decide          (per branch)
+        skip = cache.decide, route = precision.decide          (per branch; branches may agree on what is skipped)
         scan over branches: velocity = denoise(latents, context, route, cache.run)
         latents = scheduler.step(guided velocity)
         precision.update, cache.update                         (per branch)
@@ -115,7 +115,8 @@ def sample(
     bits = jnp.asarray([route.bits for route in parts.precision.routes], jnp.float32)
 
     def step(state: SamplerState, info: StepInfo) -> tuple[SamplerState, Trace]:
-        skip = _per_branch(parts, lambda s: parts.cache.decide(parts.spec, s, info), state.cache)
+        wanted = _per_branch(parts, lambda s: parts.cache.decide(parts.spec, s, info), state.cache)
+        skip = parts.cache.agree(parts.spec, wanted)
         route = _per_branch(parts, lambda s, k: parts.precision.decide(parts.spec, s, info, k), state.precision, skip)
         velocities, memory, observed = _velocities(parts, params, contexts, state, info, route, skip)
         velocity = guide(velocities, info.guidance)

@@ -9,6 +9,7 @@ A skipped block's next change is one since a longer time ago, so real runs skip 
 import dataclasses
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -68,9 +69,11 @@ def replay(policy: TemporalDeltaCache, spec: PolicySpec, changes: Changes) -> Sk
     """
     change, error, skips = np.zeros(changes.shape[1:]), np.zeros(changes.shape[1:]), np.zeros(changes.shape[1:], int)
     skipped = np.zeros(changes.shape, bool)
+    runs = changes.shape[1] // spec.branches
     for step in range(max(policy.warmup, 2), len(changes) - policy.cooldown):
         change = np.where(skipped[step - 1], change, changes[step - 1])
-        skip = (error + change < float(policy.tau or 0.0)) & (skips < policy.max_skips) & policy.cached(spec)
+        wanted = (error + change < float(policy.tau or 0.0)) & (skips < policy.max_skips) & policy.cached(spec)
+        skip = np.concatenate([policy.agree(spec, jnp.asarray(each)) for each in np.split(wanted, runs)])
         error, skips = np.where(skip, error + change, 0.0), np.where(skip, skips + 1, 0)
         skipped[step] = skip
     return skipped

@@ -11,6 +11,7 @@ from sixbit_jax import presets, recipes
 from sixbit_jax.policies import NoCache, PredictedPrecision, RandomPrecision, ScheduledReuse, TemporalDeltaCache
 from sixbit_jax.policies.predicted import REFRESHES
 from sixbit_jax.policies.skip_schedules import magcache_steps, teacache_steps
+from sixbit_jax.policies.temporal_delta import TOGETHER
 from sixbit_jax.recipes import Recipe
 
 SEEDS = (0, 1, 2)
@@ -63,13 +64,18 @@ def refresh(bench: Bench) -> list[Recipe]:
 
 
 def frontier(bench: Bench) -> list[Recipe]:
-    """The delta cache on dense weights at six tau, and at equal work the steps that MagCache and TeaCache skip."""
+    """The delta cache on dense weights at six tau, blocks deciding apart and together, and at equal work the steps that
+    MagCache and TeaCache skip.
+    """
     tau = bench.get("6bit-tdc-only").cache.tau
     dense = bench.get("f32" if bench.dtype == "f32" else "bf16")
     ours = [
         dataclasses.replace(
-            dense, name=f"delta cache, tau {factor * tau:.3g}", cache=TemporalDeltaCache(tau=factor * tau)
+            dense,
+            name=f"delta cache by {together}, tau {factor * tau:.3g}",
+            cache=TemporalDeltaCache(tau=factor * tau, together=together),
         )
+        for together in TOGETHER
         for factor in TAU_FACTORS
     ]
     counts = sorted({round(bench.ran(recipe, "skip_rate") * bench.steps) for recipe in ours} - {0})

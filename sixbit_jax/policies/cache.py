@@ -37,6 +37,10 @@ class AbstractCachePolicy(AbstractPolicy, abc.ABC):
     def decide(self, spec: PolicySpec, state: Any, info: StepInfo) -> Bool[Array, " l"]:
         """True where a layer is skipped."""
 
+    def agree(self, spec: PolicySpec, skip: Bool[Array, "e l"]) -> Bool[Array, "e l"]:
+        """What is skipped, of what the branches decided: each its own, unless a policy lets them decide together."""
+        return skip
+
     @abc.abstractmethod
     def run(
         self, compute: Compute, x: Float[Array, "b s d"], memory: Any, slot: Int[Array, ""], skip: Bool[Array, ""]

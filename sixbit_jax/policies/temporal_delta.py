@@ -4,7 +4,8 @@
     error      the changes of all reuses since the last computation, added up: what reuse is assumed to have cost
     skip       if error + change < tau, not too often in a row, and neither at the start nor at the end of the run
 
-While a block is skipped its change cannot be measured; the last one stands for every reuse. Branches decide apart.
+While a block is skipped its change cannot be measured; the last one stands for every reuse. Blocks and branches decide
+apart, as in the paper, or together: a step is skipped whole where most blocks want to be skipped by every branch.
 """
 
 import dataclasses
@@ -14,9 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from sixbit_jax.errors import UserError
+from sixbit_jax.errors import UserError, nearest
 from sixbit_jax.policies.base import PolicySpec, StepInfo
 from sixbit_jax.policies.delta_reuse import AbstractDeltaReuse
+
+TOGETHER = ("block", "step")
 
 
 @jax.tree_util.register_dataclass
@@ -35,16 +38,21 @@ class TemporalDeltaCache(AbstractDeltaReuse):
     """`tau`: the error at which a block is computed again. 0 computes always; the larger, the more is skipped.
 
     None is what calibration or the user still has to say. The first `warmup` and the last `cooldown` steps compute
-    every block.
+    every block. `together`: what is skipped at once, each "block" of a branch by itself or a whole "step". Where some
+    blocks are skipped and others run on what those left, both kinds of delta are wrong for the next step.
     """
 
     tau: float | None = None
     max_skips: int = 2
     warmup: int = 2
     cooldown: int = 1
+    together: str = "block"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.together not in TOGETHER:
+            hint = nearest(self.together, TOGETHER)
+            raise UserError(f'TemporalDeltaCache: unknown together "{self.together}"; {hint}')
         for name in ("tau", "max_skips", "warmup", "cooldown"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
@@ -69,6 +77,13 @@ class TemporalDeltaCache(AbstractDeltaReuse):
         stable = state.error + state.change < self.tau
         cached = jnp.asarray(self.cached(spec))
         return in_time & stable & cached & (state.computed >= 2) & (state.skips < self.max_skips)
+
+    def agree(self, spec: PolicySpec, skip: Bool[Array, "e l"]) -> Bool[Array, "e l"]:
+        if self.together == "block":
+            return skip
+        cached = self.cached(spec)
+        most = 2 * skip.all(axis=0).sum() > cached.sum()
+        return jnp.broadcast_to((most & cached)[None], skip.shape)
 
     def update(
         self, spec: PolicySpec, state: DeltaState, info: StepInfo, skipped: Bool[Array, " l"], observed: Any

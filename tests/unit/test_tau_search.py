@@ -10,6 +10,7 @@ import pytest
 
 from sixbit_jax.errors import UserError
 from sixbit_jax.policies import PolicySpec, StepInfo, TemporalDeltaCache
+from sixbit_jax.policies.temporal_delta import TOGETHER
 from sixbit_jax.tau_search import CLOSE, find_tau, replay
 
 SPEC = PolicySpec(8, ("only",), 2, 40, 8, 16, "float32")
@@ -18,14 +19,15 @@ CHANGES = np.random.default_rng(0).uniform(0.02, 0.2, (40, 2, 8)) * np.linspace(
 CHANGES[0] = 1e30  # a first delta, divided by the nothing before it
 
 
-@pytest.mark.parametrize("tau", [0.0, 0.15, 0.3, 1e9])
-def test_a_replay_is_the_policys_own_rule(tau: float):
-    policy = dataclasses.replace(POLICY, tau=tau, layers=(0, 1, 2, 5))
+@pytest.mark.parametrize("together", TOGETHER)
+@pytest.mark.parametrize("tau", [0.0, 0.25, 0.4, 1e9])
+def test_a_replay_is_the_policys_own_rule(tau: float, together: str):
+    policy = dataclasses.replace(POLICY, tau=tau, layers=(0, 1, 2, 5), together=together)
 
     def step(state: Any, xs: Any) -> Any:
         index, change = xs
         info = StepInfo(index, jnp.int32(39), None, None, None, None)
-        skip = jax.vmap(lambda s: policy.decide(SPEC, s, info))(state)
+        skip = policy.agree(SPEC, jax.vmap(lambda s: policy.decide(SPEC, s, info))(state))
         update = lambda s, k, c: policy.update(SPEC, s, info, k, {"change": c})
         return jax.vmap(update)(state, skip, change), skip
 

@@ -22,6 +22,7 @@ from sixbit_jax.policies import (
     delta_store,
 )
 from sixbit_jax.policies.delta_reuse import within_budget
+from sixbit_jax.policies.temporal_delta import TOGETHER
 from sixbit_jax.sampler import Sampler, sample
 
 LAYERS, DIM, STEPS, BRANCHES = 4, 32, 16, 2
@@ -79,16 +80,17 @@ def python_loop(policy: TemporalDeltaCache) -> tuple[np.ndarray, np.ndarray]:
     """Latents and skips of the same process, with a dictionary for a cache and `if` for a decision."""
     weights, contexts, latents = inputs()
     scheduler, steps = schedulers.get("euler"), infos()
-    state, known, skipped = scheduler.init(latents), {}, np.zeros((STEPS, BRANCHES, LAYERS), bool)
+    state, skipped = scheduler.init(latents), np.zeros((STEPS, BRANCHES, LAYERS), bool)
+    blocks = [(e, l) for e in range(BRANCHES) for l in range(LAYERS)]
+    known = {place: {"change": 0.0, "error": 0.0, "skips": 0, "deltas": []} for place in blocks}
     for i in range(STEPS):
+        skip = decisions(policy, known, i)
         info, velocities = jax.tree.map(lambda leaf, i=i: leaf[i], steps), []
         for e in range(BRANCHES):
             x = latents.reshape(1, TOKENS, DIM)
             for l in range(LAYERS):
-                seen = known.setdefault((e, l), {"change": 0.0, "error": 0.0, "skips": 0, "deltas": []})
-                in_time = policy.warmup <= i <= STEPS - 1 - policy.cooldown
-                stable = len(seen["deltas"]) >= 2 and seen["error"] + seen["change"] < policy.tau
-                if in_time and stable and seen["skips"] < policy.max_skips:
+                seen = known[e, l]
+                if skip[e, l]:
                     seen["error"], seen["skips"] = seen["error"] + seen["change"], seen["skips"] + 1
                     x, skipped[i, e, l] = x + seen["deltas"][-1], True
                     continue
@@ -105,6 +107,19 @@ def python_loop(policy: TemporalDeltaCache) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(latents), skipped
 
 
+def decisions(policy: TemporalDeltaCache, known: dict[tuple[int, int], Any], step: int) -> dict[tuple[int, int], bool]:
+    """Which blocks the loop skips at a step."""
+    in_time = policy.warmup <= step <= STEPS - 1 - policy.cooldown
+    wants = {}
+    for place, seen in known.items():
+        stable = len(seen["deltas"]) >= 2 and seen["error"] + seen["change"] < policy.tau
+        wants[place] = in_time and stable and seen["skips"] < policy.max_skips
+    if policy.together == "block":
+        return wants
+    votes = sum(all(wants[e, l] for e in range(BRANCHES)) for l in range(LAYERS))
+    return dict.fromkeys(wants, 2 * votes > LAYERS)
+
+
 def test_tau_zero_is_the_plain_sampler():
     plain, _ = run(NoCache())
     cached, trace = run(TemporalDeltaCache(tau=0.0, cache_format="f32"))
@@ -112,15 +127,28 @@ def test_tau_zero_is_the_plain_sampler():
     np.testing.assert_array_equal(plain, cached)
 
 
+@pytest.mark.parametrize("together", TOGETHER)
 @pytest.mark.parametrize("tau", [0.1, 0.25])
-def test_the_scan_decides_as_a_loop_does(tau: float):
+def test_the_scan_decides_as_a_loop_does(tau: float, together: str):
     """Sums in another order differ by 1e-6; a decision that differed would show as one percent."""
-    policy = TemporalDeltaCache(tau=tau, cache_format="f32")
+    policy = TemporalDeltaCache(tau=tau, cache_format="f32", together=together)
     latents, trace = run(policy)
     expected, skipped = python_loop(policy)
     assert 0.1 < skipped.mean() < 0.7
+    whole = skipped.reshape(STEPS, -1)
+    assert (whole.all(1) == whole.any(1)).all() == (together == "step")
     np.testing.assert_array_equal(trace.skipped, skipped)
     np.testing.assert_allclose(latents, expected, atol=1e-5, rtol=0)
+
+
+def test_together_skips_only_layers_with_a_cache():
+    """Of three layers two have to agree, in both branches."""
+    policy = TemporalDeltaCache(tau=0.1, together="step", layers=(0, 1, 3))
+    both = lambda *layers: np.isin(np.arange(LAYERS), layers)[None].repeat(BRANCHES, 0)
+    np.testing.assert_array_equal(policy.agree(SPEC, jnp.asarray(both(0, 3))), both(0, 1, 3))
+    np.testing.assert_array_equal(policy.agree(SPEC, jnp.asarray(both(1))), both())
+    one_branch = jnp.asarray(both(0, 1, 3)).at[1, 0].set(False).at[1, 1].set(False)
+    np.testing.assert_array_equal(policy.agree(SPEC, one_branch), both())
 
 
 def test_limits_hold():
