@@ -237,7 +237,7 @@ def test_unknown_implementations_are_named_before_anything_is_read(model):
         WanPipeline.load(model, "w4a8", attention="flash")
 
 
-def test_explain_lists_every_linear_and_why(quantized):
+def test_explain_lists_every_linear_and_attention_and_why(quantized):
     folder, _, _ = quantized
     pipe = WanPipeline.load(folder)
     # What is picked depends on the machine, and is said with the reasons against those tried before.
@@ -249,4 +249,6 @@ def test_explain_lists_every_linear_and_why(quantized):
     assert "transformer/head/weight: (64, 256) float32, activations as they come" in lines
     assert "text_encoder/blocks/ffn_out/weight: 2 of (64, 128) int8, activations as they come" in lines
     expected = sum(len(linear_weights(tree)) for tree in (pipe.components.experts[0], pipe.components.text_params))
-    assert len(lines) == expected
+    attentions = [line for line in lines if "weight: " not in line]
+    assert [line.split(": ")[0].rsplit("/", 1)[1] for line in attentions] == ["self_attention", "cross_attention"]
+    assert len(lines) == expected + len(attentions)
