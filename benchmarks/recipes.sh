@@ -1,6 +1,6 @@
 #!/bin/sh
 # Every preset on tiny-wan and on its outlier twin, beside bf16 from the same noise: the tables in benchmarks/recipes.
-# Two hours on two CPU cores; a run that was stopped goes on where it was.
+# An hour on two CPU cores; a run that was stopped goes on where it was.
 #
 #     sh benchmarks/recipes.sh [PROMPTS]      held-out prompts of the tables of all presets, 8 by default
 #     python scripts/evaluate.py --recipes w4a8 --held-out 128 --output benchmarks/recipes/tiny-wan-w4a8

@@ -54,18 +54,9 @@ def read_quantized(path: Path) -> dict[str, Any]:
         raise UserError(f'{path}: its metadata has no "quantized" entry; it was written by another program') from None
     # The longest name last, so that it wins where one name begins with another.
     inside = {key: name for name in sorted(kinds, key=len) for key in reader.tensors if key.startswith(f"{name}.")}
-    names = dict.fromkeys(inside.get(key, key) for key in reader.tensors)
-    tensors = {name: _read(reader, name, kinds[name]) if name in kinds else _array(reader, name) for name in names}
-    for name in kinds:
-        _check(path, name, tensors[name])
-    return tensors
-
-
-def _check(path: Path, name: str, tensor: Any) -> None:
-    try:
-        check_parts(tensor, name)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: {error}") from None
+    # Those without a single array come last, to be named as missing.
+    names = dict.fromkeys([*(inside.get(key, key) for key in reader.tensors), *kinds])
+    return {name: _read_checked(reader, name, kinds[name]) if name in kinds else _array(reader, name) for name in names}
 
 
 def _arrays(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -93,16 +84,25 @@ def _kind(value: Any) -> dict[str, Any] | None:
     return {"type": name} if name in _FORMATS else None
 
 
+def _read_checked(reader: Reader, name: str, kind: Mapping[str, Any]) -> Any:
+    tensor = _read(reader, name, kind)
+    try:
+        check_parts(tensor, name)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{reader.files[0]}: {error}") from None
+    return tensor
+
+
 def _read(reader: Reader, name: str, kind: Mapping[str, Any]) -> Any:
     if kind["type"] != "QuantizedWeight":
         return _read_tensor(reader, name, kind["type"])
     part = lambda part: _array(reader, f"{name}.{part}") if f"{name}.{part}" in reader.tensors else None
-    down, up = part("down"), part("up")
+    down = part("down")
     return QuantizedWeight(
         _read_tensor(reader, f"{name}.weight", kind["weight"]),
         smooth=part("smooth"),
         zero=part("zero"),
-        low_rank=None if down is None else (down, up),
+        low_rank=None if down is None else (down, _array(reader, f"{name}.up")),
         rotated=kind["rotated"],
         act_group=kind["act_group"],
     )

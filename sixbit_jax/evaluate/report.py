@@ -143,12 +143,12 @@ def _keys(widths: Sequence[float]) -> str:
 
 
 def _memory(sidecar: dict[str, Any]) -> dict[str, float | int]:
-    dense = {f"{name}, dense": count for name, count in sidecar["dense_weight_bytes"].items()}
+    dense = sidecar["dense_weight_bytes"]
     rows: dict[str, float | int] = {}
     for name, count in sidecar["weight_bytes"].items():
         rows[f"weights, {name}"] = count
-        if dense[f"{name}, dense"] != count:
-            rows[f"weights, {name}, were they dense"] = dense[f"{name}, dense"]
+        if dense[name] != count:
+            rows[f"weights, {name}, were they dense"] = dense[name]
     rows |= {"delta cache": sidecar["cache_bytes"]} if sidecar["cache_bytes"] else {}
     peaks = {"peak, device": sidecar["peak_device_bytes"], "peak, host": sidecar["peak_host_bytes"]}
     return rows | {name: count for name, count in peaks.items() if count}

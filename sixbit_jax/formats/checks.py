@@ -6,9 +6,9 @@ from jax.experimental import checkify
 from jaxtyping import Array, Float
 
 
-def require_float(name: str, x: jax.Array) -> None:
+def require_float(name: str, x: jax.Array | jax.ShapeDtypeStruct, what: str = "x", hint: str = "") -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name}: x is {x.dtype}; it must be a real float (f32, bf16 or f16)")
+        raise TypeError(f"{name}: {what} is {x.dtype}; it must be a real float (f32, bf16 or f16){hint}")
 
 
 def pad_to_multiple(name: str, x: jax.Array, multiple: int, pad: bool) -> jax.Array:

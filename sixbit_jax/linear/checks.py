@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import jax.numpy as jnp
-
 from sixbit_jax.formats import QuantizedTensor, QuantizedWeight, check_parts
+from sixbit_jax.formats.checks import require_float
 
 
 def check_operands(x: Any, w: Any, bias: Any | None = None) -> None:
     """Refuse operands that do not multiply, before an implementation is chosen."""
-    _require_float("x", x)
+    require_float("linear", x)
     if w.ndim != 2:
         raise ValueError(f"linear: w has shape {tuple(w.shape)}, expected (n, k); scan over stacked layers")
     if not x.shape or x.shape[-1] != w.shape[-1]:
@@ -17,13 +16,8 @@ def check_operands(x: Any, w: Any, bias: Any | None = None) -> None:
     if isinstance(w, QuantizedTensor | QuantizedWeight):
         check_parts(w, "linear: w")
     else:
-        _require_float("w", w, "; codes without scales have no values: wrap them in an Int8Tensor")
+        require_float("linear", w, "w", "; codes without scales have no values: wrap them in an Int8Tensor")
     if bias is not None:
-        _require_float("bias", bias)
+        require_float("linear", bias, "bias")
         if bias.shape != w.shape[:1]:
             raise ValueError(f"linear: bias has shape {tuple(bias.shape)}, w {tuple(w.shape)} needs {w.shape[:1]}")
-
-
-def _require_float(name: str, array: Any, hint: str = "") -> None:
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"linear: {name} is {array.dtype}; it must be a real float{hint}")

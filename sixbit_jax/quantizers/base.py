@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sixbit_jax.formats import QuantizedWeight
+from sixbit_jax.formats.checks import require_float
 from sixbit_jax.quantizers.statistics import Statistics
 
 Weight: TypeAlias = jax.Array | jax.ShapeDtypeStruct
@@ -70,8 +71,7 @@ def add_part(method: str, inner: QuantizedWeight, **part: Any) -> QuantizedWeigh
 
 
 def _check(method: str, weight: Weight, statistics: Statistics | None) -> None:
-    if not jnp.issubdtype(weight.dtype, jnp.floating):
-        raise TypeError(f"{method}: the weight is {weight.dtype}; it must be a real float (f32, bf16 or f16)")
+    require_float(method, weight, "the weight")
     if weight.ndim < 2:
         raise ValueError(f"{method}: the weight has shape {weight.shape}; it must be (…, n, k)")
     absmax = None if statistics is None else statistics.absmax

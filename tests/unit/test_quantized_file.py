@@ -82,3 +82,19 @@ def test_parts_that_do_not_belong_together_are_named(tmp_path):
     write_file(path, arrays.items(), described, {"quantized": '{"a": {"type": "Int8Tensor"}}'})
     with pytest.raises(UserError, match=r"q\.safetensors: a\.data is uint8; it must be int8"):
         read_quantized(path)
+
+
+def test_a_tensor_without_arrays_and_half_a_branch_are_named(tmp_path):
+    path = tmp_path / "q.safetensors"
+    array = np.ones(2, np.float32)
+    kind = '{"a": {"type": "Int8Tensor"}}'
+    write_file(path, [("b", array)], {"b": (array.dtype, array.shape)}, {"quantized": kind})
+    with pytest.raises(UserError, match=r'q\.safetensors: "a\.data" is missing'):
+        read_quantized(path)
+    arrays = {"a.weight.data": np.ones((2, 4), np.int8), "a.weight.scale": np.ones((2, 1), np.float32)}
+    arrays["a.down"] = np.ones((1, 4), np.float32)
+    described = {key: (each.dtype, each.shape) for key, each in arrays.items()}
+    kind = '{"a": {"type": "QuantizedWeight", "weight": "Int8Tensor", "rotated": null, "act_group": null}}'
+    write_file(path, arrays.items(), described, {"quantized": kind})
+    with pytest.raises(UserError, match=r'q\.safetensors: "a\.up" is missing'):
+        read_quantized(path)
