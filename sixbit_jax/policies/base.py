@@ -11,8 +11,8 @@ come from a calibration (`sixbit_jax.presets`) or from the user.
 
 The cache decides first, and the precision policy is told which layers will be skipped.
 
-Guidance branches keep separate state: the sampler maps these three over branches, so a policy never sees the branch
-axis.
+Guidance branches keep separate state: the sampler maps these three over branches, so none of them sees the branch axis.
+Where branches should not act apart, a cache policy lets them `agree` on their decisions.
 """
 
 import dataclasses

@@ -6,12 +6,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from sixbit_jax.errors import UserError, nearest
-from sixbit_jax.policies import (
-    AbstractCachePolicy,
-    AbstractPrecisionPolicy,
-    FixedPrecision,
-    NoCache,
-)
+from sixbit_jax.policies import AbstractCachePolicy, AbstractPrecisionPolicy, FixedPrecision, NoCache
 from sixbit_jax.quantizers import AbstractQuantizer
 from sixbit_jax.routes import ACTIVATION_BITS
 
