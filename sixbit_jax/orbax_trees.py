@@ -3,14 +3,13 @@
 Data is stored as it lies in memory, one chunk per parameter and uncompressed: saving then needs no second copy of it.
 """
 
+import asyncio
 import concurrent.futures
 import contextlib
 import gc
 import logging
 import math
-import sys
-import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +35,18 @@ def restore_tree(path: Path, abstract: Params, *, partial: bool = False) -> Para
 
     With `partial` the structure may lack what the folder has.
     """
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_concurrent_gb(abstract))
+    handlers = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, _PatientNumpyReader()), (jax.Array, _PatientArrayReader(array_metadata_store=None))
+    )
+    handler = ocp.PyTreeCheckpointHandler(
+        restore_concurrent_gb=_concurrent_gb(abstract), type_handler_registry=handlers
+    )
     wanted = jax.tree.map(_restore_arguments, abstract)
     arguments = ocp.args.PyTreeRestore(item=abstract, restore_args=wanted, partial_restore=partial)
-    try:
-        with _quiet(), ocp.Checkpointer(handler) as checkpointer:
-            params = checkpointer.restore(path.absolute(), args=arguments)
-    except Exception as error:
-        _forget_abandoned_reads(error)
-        raise
+    with _quiet(), ocp.Checkpointer(handler) as checkpointer:
+        params = checkpointer.restore(path.absolute(), args=arguments)
     gc.collect()  # Orbax leaves cycles behind that hold its host buffers: gigabytes
     return params
-
-
-def _forget_abandoned_reads(error: Exception) -> None:
-    """Collect the reads that Orbax leaves half-way when one fails. Each would complain on stderr some time later."""
-    traceback.clear_frames(error.__traceback__)
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
 
 
 def _save(path: Path, params: Params, writer: "_PatientWriter") -> None:
@@ -85,6 +75,34 @@ class _PatientWriter(ocp.type_handlers.NumpyHandler):
             await super()._open_and_write(value, *arguments)
         except Exception as error:
             self.error = self.error or error
+
+
+class _PatientReader:
+    """Reads all arrays at once, and leaves with the first error when all are done with.
+
+    Orbax leaves at once, and the reads that are still under way then end in threads of their own: they complain on
+    stderr some time later, or take the interpreter down.
+    """
+
+    async def deserialize(self, infos: Sequence[Any], args: Sequence[ocp.RestoreArgs] | None = None) -> Sequence[Any]:
+        read: Any = super().deserialize  # type: ignore[misc]  # of the handler beside this class
+        arguments = [None] * len(infos) if args is None else [[one] for one in args]
+        reads = [read([info], argument) for info, argument in zip(infos, arguments, strict=True)]
+        outcomes = await asyncio.gather(*reads, return_exceptions=True)
+        arrays = []
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            arrays += outcome
+        return arrays
+
+
+class _PatientNumpyReader(_PatientReader, ocp.type_handlers.NumpyHandler):
+    pass
+
+
+class _PatientArrayReader(_PatientReader, ocp.type_handlers.ArrayHandler):
+    pass
 
 
 def _restore_arguments(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
