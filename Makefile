@@ -9,6 +9,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 EXTRAS :=
 ARGS :=
+# Test files run at once; each process of jax takes its share of the cores and up to 4 GB.
+WORKERS := 2
+SPREAD := -n $(WORKERS) --dist loadfile
 export PYTHON
 
 .PHONY: setup sample test test-lean check format clean
@@ -18,11 +21,11 @@ sample: setup
 	$(PY) scripts/sample.py $(ARGS)
 
 test: $(VENV)/.test
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(SPREAD) $(ARGS)
 
 # The suites that need no torch: for any supported Python.
 test-lean: $(VENV)/.test-lean
-	$(PY) -m pytest tests/unit tests/property tests/cli $(ARGS)
+	$(PY) -m pytest $(SPREAD) tests/unit tests/property tests/cli $(ARGS)
 
 check: $(VENV)/.test
 	$(PY) -m ruff format --check . && $(PY) -m ruff check . && $(PY) -m mypy
