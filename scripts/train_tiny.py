@@ -31,7 +31,11 @@ def _stage(
     commands: argparse._SubParsersAction, name: str, text: str, *, rate: float, batch: int, chunk: int
 ) -> argparse.ArgumentParser:
     p = _command(commands, name, text)
-    p.add_argument("--steps", type=int, help="a multiple of --chunk")
+    p.add_argument(
+        "--steps",
+        type=int,
+        help="of the whole run, a multiple of --chunk; more than before with --resume: go on longer",
+    )
     p.add_argument("--seconds", type=float, help="stop then; without --steps, choose as many as fit, all included")
     p.add_argument("--resume", action="store_true", help="go on from the state saved in --work")
     p.add_argument("--seed", type=int, default=0, help="of weights, data and noise")

@@ -45,6 +45,17 @@ class Budget:
             nearest = max(1, round(self.steps / self.chunk)) * self.chunk
             raise UserError(f"--steps {self.steps}: not a multiple of --chunk {self.chunk}; the nearest is {nearest}")
 
+    def length(self, done: int, decided: int | None) -> int | None:
+        """Steps of the whole run, of which `done` are over and on which an earlier command may have `decided`.
+
+        More than it decided lengthen the cosine of the rate, which so rises once more: a restart.
+        """
+        if self.steps is None:
+            return decided
+        if self.steps < done:
+            raise UserError(f"--steps {self.steps}: the run to resume has done {done} already")
+        return self.steps
+
     def choose_steps(self, done: int, seconds_per_chunk: float) -> int:
         """How many steps the whole run will have, when `done` are over and a chunk takes so long."""
         return done + max(1, int(self._seconds_left() / seconds_per_chunk)) * self.chunk
@@ -94,8 +105,8 @@ def fit(
     on_save: Callable[[TrainState], None],
 ) -> TrainState:
     """Train until the budget is spent. `total` is that of the resumed run; `on_save` sees the state at each save."""
-    total = budget.steps if total is None else total
     done = int(state.step)
+    total = budget.length(done, total)
     journal = Journal(stage.work / f"{stage.name}-log.jsonl", done)
     run = jax.jit(lambda state, data, total: _run_chunk(step, state, data, total, budget.chunk), donate_argnums=0)
     durations: list[float] = []

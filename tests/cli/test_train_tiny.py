@@ -74,6 +74,14 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(stage, flags, module, run, t
     assert steps == [2, 4]
 
 
+def test_a_finished_run_goes_on_for_more_steps(run, trained, tmp_path):
+    for file in ("vae.npz", "dit.npz", "dit-state.npz", "dit-log.jsonl"):
+        shutil.copy(trained / file, tmp_path)
+    run("dit", "--work", tmp_path, *DIT, "--steps", "6", "--resume")
+    lines = [json.loads(line) for line in (tmp_path / "dit-log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+
+
 def test_a_resumed_run_must_not_change_its_settings(run, trained):
     with pytest.raises(UserError, match=r"--seed 1.* has 0"):
         run("vae", "--work", trained, *VAE, "--seed", "1", "--resume")

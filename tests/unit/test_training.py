@@ -36,6 +36,16 @@ def test_a_budget_needs_a_length_in_whole_chunks(steps, seconds, says):
         budget(steps=steps, seconds=seconds)
 
 
+@pytest.mark.parametrize(("steps", "decided", "length"), [(None, None, None), (None, 100, 100), (200, 100, 200)])
+def test_a_resumed_run_goes_on_as_decided_or_longer(steps, decided, length):
+    assert budget(steps=steps, seconds=100.0).length(100, decided) == length
+
+
+def test_a_resumed_run_cannot_be_shorter_than_it_is():
+    with pytest.raises(UserError, match="has done 100 already"):
+        budget(steps=50, seconds=None).length(100, 100)
+
+
 @pytest.mark.parametrize("shape", [(6, 6), (3, 12, 5), (2, 4, 16)])
 def test_orthogonalized_matrices_have_singular_values_near_one(shape):
     """Singular values not far below the largest end in [0.68, 1.21]: the range of the iteration's polynomial there."""
