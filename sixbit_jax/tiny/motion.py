@@ -48,7 +48,7 @@ def _offsets(objects: Objects, moments: Float[Array, "t 1"]) -> Float[Array, "t 
     hop = jnp.where((objects.direction == names.VERTICAL)[None], _parabola(cycles), _triangle(cycles))
     bounce = way * travel / 2 * hop[..., None]
     sense = jnp.where(objects.direction == names.CLOCKWISE, 1.0, -1.0)
-    angle = 2 * math.pi * (sense[None] * cycles)
+    angle = 2 * math.pi * (sense[None] * moments * objects.turns[None] + objects.phase[None] - 0.25)
     orbit = travel * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)
     return _by_motion(objects, line=line, bounce=bounce, orbit=orbit)
 

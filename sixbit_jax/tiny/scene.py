@@ -32,7 +32,7 @@ class Objects:
     centre: Any  # f32 (o, 2): of the path
     travel: Any  # f32 (o): length of a line, height of a bounce, radius of an orbit
     turns: Any  # f32 (o): bounces or orbits in the whole video
-    phase: Any  # f32 (o): where in the cycle they begin, in [0, 1)
+    phase: Any  # f32 (o): where in the cycle they begin, in [0, 1); an orbit: clockwise from the top, either way
 
 
 @jax.tree_util.register_dataclass

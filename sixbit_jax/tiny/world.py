@@ -43,6 +43,9 @@ _TRAVEL[names.ORBIT, :2] = [[0.14, 0.18], [0.14, 0.18]]
 _TURNS = np.zeros_like(_TRAVEL)
 _TURNS[names.BOUNCE, :2] = [[1.0, 1.2], [1.6, 1.8]]
 _TURNS[names.ORBIT, :2] = [[0.6, 0.75], [1.0, 1.15]]
+# Orbits begin near the top, within this much of the circle. If they began anywhere, those of both senses would look the
+# same on average; a model trained on that never told them apart (22 of 54 right, where 96 % of other motions were).
+_ORBIT_ARC = 0.25
 _GROWTH = np.zeros_like(_TRAVEL)
 _GROWTH[names.GROW, :2] = np.log([[1.5, 1.7], [2.0, 2.3]])
 _GROWTH[names.SHRINK, :2] = -np.log([[1.5, 1.7], [2.0, 2.3]])
@@ -114,8 +117,13 @@ def _sample_paths(dice: Dice, kinds: dict[str, Array]) -> Objects:
         centre=jnp.full((MAX_OBJECTS, 2), 0.5),
         travel=_within(dice, jnp.asarray(_TRAVEL)[pace]),
         turns=_within(dice, jnp.asarray(_TURNS)[pace]),
-        phase=dice.uniform(MAX_OBJECTS),
+        phase=_phase(dice, kinds["motion"]),
     )
+
+
+def _phase(dice: Dice, motion: Int[Array, " o"]) -> Float[Array, " o"]:
+    start = dice.uniform(MAX_OBJECTS)
+    return jnp.where(motion == names.ORBIT, _ORBIT_ARC * (start - 0.5), start)
 
 
 def _within(dice: Dice, ranges: Float[Array, "o 2"]) -> Float[Array, " o"]:

@@ -133,6 +133,17 @@ def test_orbits_turn_as_they_say(scenes: Scene, paths):
     np.testing.assert_allclose(turned, np.where(clockwise, 1, -1) * scenes.objects.turns[chosen], atol=1e-4)
 
 
+def test_the_sense_of_an_orbit_shows_on_average(scenes: Scene, paths):
+    """They begin near the top, so a clockwise one is to the right of the others a little later."""
+    chosen = scenes.objects.motion == names.ORBIT
+    centres = np.moveaxis(paths[0], 2, 1)[chosen] - scenes.objects.centre[chosen][:, None]
+    assert centres[:, 0, 1].max() < 0
+    clockwise = scenes.objects.direction[chosen] == names.CLOCKWISE
+    early = centres[:, centres.shape[1] // 4, 0]
+    assert early[clockwise].mean() > 0.1
+    assert early[~clockwise].mean() < -0.1
+
+
 @pytest.mark.parametrize("name", names.SHAPES)
 def test_outlines_are_distances_within_reach(name: str):
     grid = jnp.linspace(-1.5, 1.5, 301)
