@@ -61,7 +61,7 @@ def _adopt_flags(p: argparse.ArgumentParser) -> None:
 
 
 def _dit_flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--clips", type=int, default=262144, help="videos encoded at the start and trained on")
+    p.add_argument("--clips", type=int, default=131072, help="videos encoded at the start and trained on")
     p.add_argument("--encoded", type=int, default=64, help="of them at a time")
     p.add_argument("--attention", help="an attention implementation; default: the fastest that runs here")
     p.add_argument("--shown", type=int, default=16, help="videos on a sheet of samples")

@@ -20,7 +20,7 @@ _COMMON_SETTINGS = ("size", "seed", "batch", "rate", "warmup", "ema", "chunk")
 _VAE_SETTINGS = (*_COMMON_SETTINGS, "crop")
 _DIT_SETTINGS = (*_COMMON_SETTINGS, "clips")
 # Seconds kept for what interrupts and follows training when the budget is in seconds.
-_VAE_RESERVE, _DIT_RESERVE = 60.0, 45.0
+_VAE_RESERVE, _DIT_RESERVE = 60.0, 20.0
 
 
 def vae(args: argparse.Namespace) -> None:

@@ -34,8 +34,8 @@ def tokenize(prompts: Sequence[str]) -> tuple[Int[np.ndarray, "b p"], Int[np.nda
 def generate(
     params: Params,
     sizes: Sizes,
-    ids: Int[np.ndarray, "b p"],
-    mask: Int[np.ndarray, "b p"],
+    ids: Int[Array | np.ndarray, "b p"],
+    mask: Int[Array | np.ndarray, "b p"],
     noise: Float[Array, "b t h w c"],
     *,
     steps: int,
@@ -51,7 +51,7 @@ def decode_bytes(
     params: Params, config: VAEConfig, latents: Float[Array, "b t h w c"]
 ) -> UInt8[np.ndarray, "b frames height width 3"]:
     """The videos of latents, as files hold them."""
-    return np.asarray(_decode(params, config, latents))
+    return np.asarray(decode(params, config, latents))
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -79,7 +79,9 @@ def _denoise(
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _decode(params: Params, config: VAEConfig, latents: Array) -> UInt8[Array, "b frames height width 3"]:
+def decode(params: Params, config: VAEConfig, latents: Array) -> UInt8[Array, "b frames height width 3"]:
+    """`decode_bytes` on the device."""
+
     def one(part: Array) -> Array:
         video = vae.decode(params, config, part[None], frames_per_chunk=len(part))[0]
         return jnp.round((video.astype(jnp.float32) + 1) * 127.5).astype(jnp.uint8)

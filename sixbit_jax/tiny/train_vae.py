@@ -25,7 +25,7 @@ from sixbit_jax.tiny.checkpointing import load_facts, load_tree, save_tree
 from sixbit_jax.tiny.optimizer import OptimizerConfig, TrainState, advance, start
 from sixbit_jax.tiny.scene import Scene
 from sixbit_jax.tiny.sizes import Sizes
-from sixbit_jax.tiny.training import Budget, Stage, fit
+from sixbit_jax.tiny.training import Budget, Stage, chunk_of, fit
 
 _HELD_OUT_SEED = 1_000_003  # of the scenes that quality is measured on
 _SHOWN = 4  # videos on a contact sheet
@@ -57,8 +57,8 @@ def train_vae(run: VAERun, stage: Stage, budget: Budget, *, resume: bool) -> dic
     # Once before training too: both compile, and the budget then knows what that took.
     _check(run, stage.work, config, state)
     jax.block_until_ready(encode_batch(state.ema, config, run, jax.random.key(0)))
-    step = functools.partial(_step, run)
-    state = fit(stage, step, state, (), budget, total, lambda state: print(_check(run, stage.work, config, state)))
+    run_chunk = jax.jit(chunk_of(functools.partial(_step, run), budget.chunk), donate_argnums=0)
+    state = fit(stage, run_chunk, state, (), budget, total, lambda state: print(_check(run, stage.work, config, state)))
     config = _normalised(run, config, state.ema)
     report = _check(run, stage.work, run.sizes.vae, state)
     save_tree(stage.work / "vae.npz", state.ema, {"config": config.to_dict(), "report": report})

@@ -19,7 +19,7 @@ from sixbit_jax.tiny.checkpointing import load_facts, load_tree, save_tree
 from sixbit_jax.tiny.journal import Journal
 from sixbit_jax.tiny.optimizer import UNDECIDED, TrainState
 
-# (state, data, number of steps) -> (state, metrics): one optimizer step.
+# (state, data, number of steps) -> (state, metrics): one optimizer step, or a chunk of them.
 Step: TypeAlias = Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 _TIMED_CHUNKS = 2  # behind the one that compiles
@@ -95,25 +95,36 @@ class Stage:
         save_tree(self.state_file, state, {"settings": self.settings, "total": total})
 
 
+def chunk_of(step: Step, length: int) -> Step:
+    """So many steps as one; metrics come stacked."""
+
+    def run(state: TrainState, data: Any, total: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        return lax.scan(lambda state, _: step(state, data, total), state, None, length=length)
+
+    return run
+
+
 def fit(
     stage: Stage,
-    step: Step,
+    run_chunk: Step,
     state: TrainState,
     data: Any,
     budget: Budget,
     total: int | None,
     on_save: Callable[[TrainState], None],
 ) -> TrainState:
-    """Train until the budget is spent. `total` is that of the resumed run; `on_save` sees the state at each save."""
+    """Train until the budget is spent. `run_chunk` is compiled and takes the state over: `chunk_of` budget.chunk steps.
+
+    `total` is that of the resumed run; `on_save` sees the state at each save.
+    """
     done = int(state.step)
     total = budget.length(done, total)
     journal = Journal(stage.work / f"{stage.name}-log.jsonl", done)
-    run = jax.jit(lambda state, data, total: _run_chunk(step, state, data, total, budget.chunk), donate_argnums=0)
     durations: list[float] = []
     saved = time.perf_counter()
     while (total is None or done < total) and not budget.is_over():
         begun = time.perf_counter()
-        state, metrics = run(state, data, jnp.int32(UNDECIDED if total is None else total))
+        state, metrics = run_chunk(state, data, jnp.int32(UNDECIDED if total is None else total))
         numbers = {name: float(np.mean(values)) for name, values in metrics.items()}
         done = int(state.step)
         durations.append(time.perf_counter() - begun)
@@ -135,12 +146,6 @@ def fit(
     if total is not None and done < total:
         print(f"{stage.name}: stopped after {done} of {total} steps; go on with --resume", flush=True)
     return state
-
-
-def _run_chunk(
-    step: Step, state: TrainState, data: Any, total: jax.Array, chunk: int
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    return lax.scan(lambda state, _: step(state, data, total), state, None, length=chunk)
 
 
 def _report(
