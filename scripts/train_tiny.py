@@ -64,6 +64,7 @@ def _dit_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--clips", type=int, default=131072, help="videos encoded at the start and trained on")
     p.add_argument("--encoded", type=int, default=64, help="of them at a time")
     p.add_argument("--attention", help="an attention implementation; default: the fastest that runs here")
+    p.add_argument("--recompute", action="store_true", help="keep a seventh of the memory for the backward pass")
     p.add_argument("--shown", type=int, default=16, help="videos on a sheet of samples")
     p.add_argument("--sample-steps", type=int, default=20, help="of the sheets")
     p.add_argument("--guidance-scale", type=float, default=4.0, help="of the sheets")

@@ -18,7 +18,7 @@ from sixbit_jax.tiny.training import Budget, Stage
 # Flags that change what a run computes; a resumed run must repeat them.
 _COMMON_SETTINGS = ("size", "seed", "batch", "rate", "warmup", "ema", "chunk")
 _VAE_SETTINGS = (*_COMMON_SETTINGS, "crop")
-_DIT_SETTINGS = (*_COMMON_SETTINGS, "clips")
+_DIT_SETTINGS = (*_COMMON_SETTINGS, "clips", "recompute")
 # Seconds kept for what interrupts and follows training when the budget is in seconds.
 _VAE_RESERVE, _DIT_RESERVE = 60.0, 20.0
 
@@ -51,6 +51,7 @@ def dit(args: argparse.Namespace) -> None:
         encoded=args.encoded,
         optimizer=_optimizer(args, muon=True),
         attention=args.attention,
+        recompute=args.recompute,
         shown=args.shown,
         sample_steps=args.sample_steps,
         guidance=args.guidance_scale,

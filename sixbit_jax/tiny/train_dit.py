@@ -44,6 +44,7 @@ class DiTRun:
     encoded: int
     optimizer: OptimizerConfig
     attention: str | None
+    recompute: bool
     shown: int
     sample_steps: int
     guidance: float
@@ -81,7 +82,8 @@ def _step(run: DiTRun, state: TrainState, data: dict[str, Any], total: Array) ->
     rows = jax.random.randint(pick_key, (run.batch,), 0, run.clips)
     clips = jax.tree.map(lambda leaf: leaf[rows], data)
     ids, mask = jax.vmap(caption_tokens)(clips["scenes"], jax.random.split(words_key, run.batch))
-    gradients, metrics = jax.grad(flow.loss, has_aux=True)(
+    loss = functools.partial(flow.loss, recompute=run.recompute)
+    gradients, metrics = jax.grad(loss, has_aux=True)(
         state.params, run.sizes, clips["latents"].astype(jnp.float32), ids, mask, flow_key, run.attention
     )
     return advance(run.optimizer, state, gradients, total), metrics
