@@ -159,3 +159,5 @@ def _check_config(config: AttentionConfig) -> None:
         raise ValueError(f"{OP}: config has stages {config.stages}, cluster {config.cluster}: expected ≥ 1 and 1 or 2")
     if not 0 <= config.linear <= LINEAR_GROUPS or not 0 <= config.tail <= 3:
         raise ValueError(f"{OP}: config has linear {config.linear}, tail {config.tail}: expected 0..4 and 0..3")
+    if config.promote < 0:
+        raise ValueError(f"{OP}: config.promote = {config.promote}, expected at least 0")

@@ -69,18 +69,19 @@ def _entry(*refs: Any, tile: Tile, **static: Any) -> None:
     qk_dtype, v_dtype = DTYPES[tile.qk], DTYPES[tile.pv]
     v_block = (tile.columns, tile.keys) if narrow else (tile.keys, HEAD)
     qk, v = swizzled(qk_dtype, 128), swizzled(v_dtype, config.swizzle_v if narrow else 128)
+    out = swizzled(jnp.bfloat16, 128)
     free = dict(num_arrivals=CONSUMERS, num_barriers=stages)
     if config.cluster > 1:  # a slot is free when no CTA of the cluster reads it any more
         freed = lambda: plgpu.ClusterBarrier(collective_axes=("cluster",), **free)
     else:
         freed = lambda: plgpu.Barrier(**free)
-    body = functools.partial(_body, refs, steps=Steps(tile, (qk, qk, v)), **static)
+    body = functools.partial(_body, refs, steps=Steps(tile, (qk, qk, v, out)), **static)
     pl.run_scoped(
         body,
         q_smem=plgpu.SMEM((CONSUMERS, ROWS, HEAD), qk_dtype, transforms=qk),
         k_smem=plgpu.SMEM((stages, tile.keys, HEAD), qk_dtype, transforms=qk),
         v_smem=plgpu.SMEM((stages, *v_block), v_dtype, transforms=v),
-        o_smem=plgpu.SMEM((CONSUMERS, ROWS, HEAD), jnp.bfloat16, transforms=swizzled(jnp.bfloat16, 128)),
+        o_smem=plgpu.SMEM((tile.staged, ROWS, HEAD), jnp.bfloat16, transforms=out),
         q_ready=plgpu.Barrier(num_barriers=CONSUMERS),
         k_ready=plgpu.Barrier(num_barriers=stages),
         v_ready=plgpu.Barrier(num_arrivals=2 if narrow else 1, num_barriers=stages),
@@ -115,6 +116,7 @@ def _body(
     # 8-bit V is zero, ones included, where a key does not exist; smoothed keys make its score 0, never the maximum.
     missing = not narrow and valid_keys % keys != 0
     valid = valid_keys - (blocks - 1) * keys if missing else None
+    promotes = tile.promotes and blocks > config.promote
 
     # Queries of one head side by side: what runs at one time reads the same keys and values, from the L2 cache.
     q_tiles = jnp.int32(ceil_div(queries, ROWS * CONSUMERS * config.cluster))
@@ -129,6 +131,8 @@ def _body(
         q = q_smem.at[wg]
         plgpu.copy_gmem_to_smem(q_gmem.at[head, pl.ds(first_row, ROWS)], q, q_ready.at[wg])
         o, statistics = steps.start(q_scale, head * q_scale.shape[1] + first_row)
+        if promotes:
+            steps.clear_totals(o_smem)
         plgpu.barrier_wait(q_ready.at[wg])
         first_block = head * k_scale.shape[1]
 
@@ -147,7 +151,11 @@ def _body(
             o, s, scale = steps.both(o, p, q, k_smem.at[k_slot], v_smem.at[v_slot], wg, k_scale, first_block + j + 1)
             release(k_free.at[k_slot], j + 1)
             release(v_free.at[v_slot], j)
-            return steps.softmax(s, o, statistics, scale, valid)
+            o, p, statistics = steps.softmax(s, o, statistics, scale, valid)
+            if promotes:
+                move = functools.partial(steps.promote, statistics=statistics, memory=o_smem)
+                o = lax.cond(lax.rem(j + 1, jnp.int32(config.promote)) == 0, move, lambda o: o, o)
+            return o, p, statistics
 
         whole = max(blocks - 2 if missing else blocks - 1, 0)
         carry = lax.fori_loop(0, whole, block, (o, p, statistics))
@@ -159,6 +167,9 @@ def _body(
         o = steps.last_outputs(o, p, v_smem.at[slot])
         if config.turns and blocks > 1:
             steps.take_last_turn(wg)
+        if promotes:
+            o = steps.final_sums(o, statistics, o_smem)
+            steps.wait_for_both()  # the output will lie over the totals of both
         store(*steps.finish(o, statistics, v_scale, head * HEAD))
 
     def store(out: Array, lse: Array) -> None:

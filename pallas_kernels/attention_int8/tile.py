@@ -2,8 +2,12 @@
 
 import dataclasses
 
-from pallas_kernels.attention_int8.config import AttentionConfig
-from pallas_kernels.attention_int8.numbers import HEAD, ONES, PEAK_8BIT
+from pallas_kernels.attention_int8.config import CONSUMERS, AttentionConfig
+from pallas_kernels.attention_int8.numbers import HEAD, ONES, PEAK_8BIT, ROWS
+from pallas_kernels.mosaic import WARPGROUP, ceil_div
+
+VECTOR = 4  # values of a 16-byte access
+STAGED = ROWS * HEAD * 2  # bytes of a warpgroup's output in bf16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,3 +52,18 @@ class Tile:
     def peak(self) -> float:
         """log2 of what the largest weight of a row becomes."""
         return PEAK_8BIT if self.pv == "e4m3" else 0.0
+
+    @property
+    def promotes(self) -> bool:
+        return self.pv == "e4m3" and self.config.promote > 0
+
+    @property
+    def totals(self) -> int:
+        """16-byte vectors of a thread's promoted sums; the last is the maxima they belong to."""
+        return self.accumulators // VECTOR + 1
+
+    @property
+    def staged(self) -> int:
+        """Outputs of a warpgroup that shared memory has room for: one each, but promoted sums, which lie there, are more."""
+        size = CONSUMERS * self.totals * WARPGROUP * 4 * VECTOR
+        return ceil_div(size, STAGED) if self.promotes else CONSUMERS

@@ -199,6 +199,7 @@ Q = jnp.ones((1, 4, 2, 128), jnp.bfloat16)
         (dict(config=AttentionConfig(block_kv=288)), "config.block_kv = 288"),
         (dict(config=AttentionConfig(cluster=4)), "cluster 4"),
         (dict(config=AttentionConfig(linear=5)), "linear 5"),
+        (dict(config=AttentionConfig(promote=-1)), "config.promote = -1"),
     ],
 )
 def test_bad_arguments_are_named(changes, named):
