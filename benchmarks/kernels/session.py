@@ -34,7 +34,7 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
 }
-TEST_ENVIRONMENT = {
+QUICKLY = {
     # What a test compares with need not be fast, and trying ten ways to compile each of its products takes longest.
     "XLA_FLAGS": "--xla_gpu_autotune_level=0",
     # The processes share the programs that make data, and a second run has them all.
@@ -72,30 +72,30 @@ class Session:
     # Tests.
 
     def _tests(self) -> None:
-        collected = breadth_first(self._collect())
-        if not collected:
-            return
         path = self.output / "tests.jsonl"
-        together = self._run_shards([collected[i::SHARDS] for i in range(SHARDS) if collected[i::SHARDS]], path)
-        again = [test for test in collected if _may_be_another_s_fault(together.get(test))]
+        path.unlink(missing_ok=True)
+        tests, slow = breadth_first(self._collect("not slow")), self._collect("slow")
+        found = self._run_shards([tests[i::SHARDS] for i in range(SHARDS) if tests[i::SHARDS]], path, QUICKLY)
+        again = [test for test in tests if _may_be_another_s_fault(found.get(test))]
         alone: dict[str, Any] = {}
         for start in range(0, min(len(again), ALONE), SHARDS):
             shards = [[test] for test in again[start : start + SHARDS]]
-            alone |= self._run_shards(shards, self.output / "tests-alone.jsonl")
-        lines = [_line(test, together.get(test), alone.get(test)) for test in collected]
+            alone |= self._run_shards(shards, self.output / f"tests-alone-{start}.jsonl", QUICKLY)
+        if slow:  # they time: one after the other, alone on the GPU, of programs as they are in use
+            found |= self._run_shards([slow], path, {})
+        lines = [_line(test, found.get(test), alone.get(test)) for test in tests + slow]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def _collect(self) -> list[str]:
-        command = [sys.executable, *PYTEST, "--collect-only", "-q", self.tests]
+    def _collect(self, marked: str) -> list[str]:
+        command = [sys.executable, *PYTEST, "--collect-only", "-q", "-m", marked, self.tests]
         done = subprocess.run(command, cwd=self.root, env=_environment(), capture_output=True, text=True)
         self._log(done.stdout[-2000:] + done.stderr[-2000:])
         return [line for line in done.stdout.splitlines() if "::" in line and not line.startswith(("ERROR", " "))]
 
-    def _run_shards(self, shards: list[list[str]], path: Path) -> dict[str, Any]:
+    def _run_shards(self, shards: list[list[str]], path: Path, environment: dict[str, str]) -> dict[str, Any]:
         """Every test's last line in `path`, which the processes write as they go."""
-        path.unlink(missing_ok=True)
         logs = [self.output / f"shard-{i}.log" for i in range(len(shards))]
-        environment = _environment() | TEST_ENVIRONMENT | {verdicts.VARIABLE: str(path.resolve())}
+        environment = _environment() | environment | {verdicts.VARIABLE: str(path.resolve())}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         processes = []
         for shard, log in zip(shards, logs, strict=True):

@@ -1,4 +1,4 @@
-"""A pytest plugin: a line of JSON at the start and at the end of every test, written at once, and why it failed.
+"""A pytest plugin: a line of JSON at the start and at the end of every test, written at once: verdict, figures, why.
 
 A run that is cut off then still tells what it found. `$VERDICTS` names the file; processes may share it.
 """
@@ -46,6 +46,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
     if report.when != "call" and report.passed:
         return
     line = {"test": item.nodeid, "outcome": _verdict(report), "seconds": round(call.duration, 2)}
+    if item.user_properties:  # what a test measured, also of one that passed
+        line["measured"] = dict(item.user_properties)
     if report.failed:
         line["message"] = message_of(call.excinfo.value)
         if reporter := item.config.pluginmanager.get_plugin("terminalreporter"):

@@ -25,14 +25,18 @@ def accumulate(total: Array, left: Array, right: Array) -> Array:
 def _instruction(total: Array, left: Array, right: Array) -> Array:
     left, right = left[..., None], right[:, None]  # (h, q, k, 1), (h, 1, k, c)
     exponent = jnp.maximum((_exponent(left) + _exponent(right)).max(2), jnp.maximum(_exponent(total), SMALLEST))
-    unit = jnp.ldexp(jnp.float32(1), exponent - BITS)
-    units = jnp.trunc(left * right / unit[:, :, None]).sum(2) + jnp.trunc(total / unit)  # integers below 2^21: exact
+    unit, per_unit = _power_of_two(exponent - BITS), _power_of_two(BITS - exponent)
+    units = jnp.trunc(left * right * per_unit[:, :, None]).sum(2) + jnp.trunc(total * per_unit)  # below 2^21: exact
     return _cut(units * unit)
 
 
 def _exponent(x: Array) -> Array:
     """Of f32, rounded down; of zero, -127."""
     return (lax.bitcast_convert_type(x, jnp.int32) >> 23 & 0xFF) - 127
+
+
+def _power_of_two(exponent: Array) -> Array:
+    return lax.bitcast_convert_type(exponent + 127 << 23, jnp.float32)
 
 
 def _cut(x: Array) -> Array:

@@ -64,6 +64,6 @@ class Tile:
 
     @property
     def staged(self) -> int:
-        """Outputs of a warpgroup that shared memory has room for: one each, but promoted sums, which lie there, are more."""
+        """Outputs of a warpgroup that fit where they are staged: one each, or as many as promoted sums need."""
         size = CONSUMERS * self.totals * WARPGROUP * 4 * VECTOR
         return ceil_div(size, STAGED) if self.promotes else CONSUMERS

@@ -106,7 +106,7 @@ GPU_TESTS = """
 import time
 import pytest
 
-def test_good(): pass
+def test_good(record_property): record_property("error", 0.5)
 @pytest.mark.skip
 def test_elsewhere(): pass
 def test_wrong():
@@ -115,6 +115,8 @@ def test_wrong():
 def test_broken(): raise RuntimeError("illegal address\\nat 0x0\\nin kernel f")
 def test_hangs(): time.sleep(60)
 def test_after_a_hang(): pass
+@pytest.mark.slow
+def test_times(): pass
 """
 
 
@@ -126,11 +128,13 @@ def test_session_survives_tests_that_hang(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "HANGS", 3)
     summary = session.Session(tmp_path / "out", 60, (), (), tests="tests", root=tmp_path).run(["tests"])
     found = {line["test"].partition("::")[2]: line for line in lines(tmp_path / "out" / "tests.jsonl")}
-    assert found["test_good"]["outcome"] == "PASSED" and found["test_wrong"]["outcome"] == "FAILED"
+    assert found["test_good"]["outcome"] == "PASSED" and found["test_good"]["measured"] == {"error": 0.5}
+    assert found["test_wrong"]["outcome"] == "FAILED"
     assert found["test_after_a_hang"]["outcome"] == "not run" and found["test_after_a_hang"]["alone"] == "PASSED"
     assert found["test_hangs"]["alone"] == "no end" and found["test_broken"]["alone"] == "FAILED"
     assert not any("alone" in found[test] for test in ("test_good", "test_elsewhere", "test_wrong"))
-    assert "1 passed, 1 skipped, 4 else" in summary and "test_hangs: no end" in summary
+    assert found["test_times"]["outcome"] == "PASSED" and found["test_times"]["at"] > found["test_hangs"]["at"]
+    assert "2 passed, 1 skipped, 4 else" in summary and "test_hangs: no end" in summary
     assert "test_wrong: FAILED, alone not tried: AssertionError: error 0.25 against f32" in summary
 
 
@@ -139,7 +143,7 @@ def test_a_session_cut_off_still_tells_why_a_test_failed(tmp_path):
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     run = session.Session(tmp_path / "out", 60, (), (), root=tmp_path)
     run.run([])
-    found = run._run_shards([["test_gpu.py"]], tmp_path / "out" / "tests.jsonl")
+    found = run._run_shards([["test_gpu.py"]], tmp_path / "out" / "tests.jsonl", {})
     found = {test.partition("::")[2]: line for test, line in found.items()}
     assert found["test_wrong"]["message"] == "AssertionError: error 0.25 against f32; assert 0.25 < 0.01"
     assert found["test_broken"]["message"] == "RuntimeError: illegal address; at 0x0; in kernel f"
