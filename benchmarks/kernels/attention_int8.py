@@ -199,9 +199,9 @@ def candidates(case: Case) -> list[AttentionConfig]:
     if case.variant != "int8":
         shapes = ((192, 2), (128, 3), (160, 2), (128, 2))
         return [config(block_kv=kv, stages=s, cluster=c) for kv, s in shapes for c in (2, 1)]
-    found = [config(promote=n) for n in (4, 2, 1)] + [config(promote=4, linear=3), config(promote=2, turns=False)]
-    found += [config(block_kv=kv, stages=3, promote=n) for kv, n in ((160, 4), (128, 4), (128, 8))]
-    found += [config(promote=2, block_kv=192), config(promote=2, cluster=1), config(promote=2, tail=1)]
+    found = [config(promote=n) for n in (8, 16, 4)] + [config(promote=8, linear=3), config(promote=8, turns=False)]
+    found += [config(block_kv=kv, stages=3, promote=8) for kv in (160, 128)]
+    found += [config(promote=8, block_kv=192), config(promote=8, cluster=1), config(promote=8, tail=1)]
     found += [config(), config(stages=3), config(stages=3, cluster=1), config(block_kv=192, stages=3)]
     found += [config(stages=3, tail=tail) for tail in (1, 3)] + [config(stages=3, linear=linear) for linear in (3, 2)]
     found += [config(cluster=1), config(tail=1), config(turns=False), config(block_kv=192)]

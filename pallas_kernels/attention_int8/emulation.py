@@ -88,7 +88,8 @@ def _step(x: Operands, state: State, j: Array, *, narrow: bool, valid_keys: int,
         return out + product, total, new_top, None
     out, kept = fp8_sums.accumulate(out, rounded, v.astype(jnp.float32)), kept * alpha[..., None]
     if config.promote:
-        moves = (j + 1) % config.promote == 0
+        ones = jnp.arange(out.shape[-1]) >= HEAD  # these every block
+        moves = (ones | ((j + 1) % config.promote == 0))[None, None]
         out, kept = jnp.where(moves, 0, out), jnp.where(moves, kept + out, kept)
     return out, total, new_top, kept
 

@@ -62,8 +62,9 @@ def swizzled(dtype: Any, line: int) -> tuple[Any, ...]:
     return plgpu.TilingTransform((8, line // jnp.dtype(dtype).itemsize)), plgpu.SwizzleTransform(line)
 
 
-def _entry(*refs: Any, tile: Tile, **static: Any) -> None:
+def _entry(*refs: Any, tile: Tile, valid_keys: int, **static: Any) -> None:
     """Shared memory and barriers, then the body."""
+    promotes = tile.promotes and ceil_div(valid_keys, tile.keys) > tile.config.promote
     config, stages = tile.config, tile.config.stages
     narrow = tile.pv == "e4m3"
     qk_dtype, v_dtype = DTYPES[tile.qk], DTYPES[tile.pv]
@@ -75,13 +76,14 @@ def _entry(*refs: Any, tile: Tile, **static: Any) -> None:
         freed = lambda: plgpu.ClusterBarrier(collective_axes=("cluster",), **free)
     else:
         freed = lambda: plgpu.Barrier(**free)
-    body = functools.partial(_body, refs, steps=Steps(tile, (qk, qk, v, out)), **static)
+    static |= dict(steps=Steps(tile, (qk, qk, v, out)), valid_keys=valid_keys, promotes=promotes)
+    body = functools.partial(_body, refs, **static)
     pl.run_scoped(
         body,
         q_smem=plgpu.SMEM((CONSUMERS, ROWS, HEAD), qk_dtype, transforms=qk),
         k_smem=plgpu.SMEM((stages, tile.keys, HEAD), qk_dtype, transforms=qk),
         v_smem=plgpu.SMEM((stages, *v_block), v_dtype, transforms=v),
-        o_smem=plgpu.SMEM((tile.staged, ROWS, HEAD), jnp.bfloat16, transforms=out),
+        o_smem=plgpu.SMEM((tile.staged(promotes), ROWS, HEAD), jnp.bfloat16, transforms=out),
         q_ready=plgpu.Barrier(num_barriers=CONSUMERS),
         k_ready=plgpu.Barrier(num_barriers=stages),
         v_ready=plgpu.Barrier(num_arrivals=2 if narrow else 1, num_barriers=stages),
@@ -98,6 +100,7 @@ def _body(
     heads: int,
     queries: int,
     valid_keys: int,
+    promotes: bool,
     with_lse: bool,
     q_smem: Any,
     k_smem: Any,
@@ -116,7 +119,6 @@ def _body(
     # 8-bit V is zero, ones included, where a key does not exist; smoothed keys make its score 0, never the maximum.
     missing = not narrow and valid_keys % keys != 0
     valid = valid_keys - (blocks - 1) * keys if missing else None
-    promotes = tile.promotes and blocks > config.promote
 
     # Queries of one head side by side: what runs at one time reads the same keys and values, from the L2 cache.
     q_tiles = jnp.int32(ceil_div(queries, ROWS * CONSUMERS * config.cluster))

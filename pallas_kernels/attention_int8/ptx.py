@@ -124,6 +124,11 @@ def constant(x: float, kind: str) -> Value:
     return arith.constant(_TYPES["r"](), x) if kind == "r" else utils.c(x, _TYPES[kind]())
 
 
+def own_zero() -> Value:
+    """A zero in a register of its own. As a constant it is one register for all, and wgmma, moving it, runs alone."""
+    return emit("mov.f32 {o[0]}, 0f00000000;", "f", volatile=True)[0]
+
+
 def fma(x: Value, scale: Value, offset: Value) -> Value:
     return op("fma.rn.f32 {o[0]}, {i[0]}, {i[1]}, {i[2]};", "f", ("f", x), ("f", scale), ("f", offset))
 

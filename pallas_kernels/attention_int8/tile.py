@@ -45,8 +45,8 @@ class Tile:
 
     @property
     def outputs(self) -> int:
-        """Accumulators and, without a column of ones, the sums of the two rows."""
-        return self.accumulators + (0 if self.pv == "e4m3" else 2)
+        """Accumulators and the sums of the two rows, unless the column of ones alone holds them."""
+        return self.accumulators + (0 if self.pv == "e4m3" and not self.promotes else 2)
 
     @property
     def peak(self) -> float:
@@ -60,10 +60,8 @@ class Tile:
     @property
     def totals(self) -> int:
         """16-byte vectors of a thread's promoted sums; the last is the maxima they belong to."""
-        return self.accumulators // VECTOR + 1
+        return HEAD // 2 // VECTOR + 1
 
-    @property
-    def staged(self) -> int:
-        """Outputs of a warpgroup that fit where they are staged: one each, or as many as promoted sums need."""
-        size = CONSUMERS * self.totals * WARPGROUP * 4 * VECTOR
-        return ceil_div(size, STAGED) if self.promotes else CONSUMERS
+    def staged(self, with_totals: bool) -> int:
+        """Outputs of a warpgroup that fit where they are staged: one each, or as many as the totals need."""
+        return ceil_div(CONSUMERS * self.totals * WARPGROUP * 4 * VECTOR, STAGED) if with_totals else CONSUMERS

@@ -1,5 +1,6 @@
 """Sums of 8-bit products moved to f32 in shared memory before the tensor cores lose much of them (`fp8_sums`).
 
+Those with V; the sums of the weights, of one sign and so the first to lose, are moved every block, to registers.
 A thread alone reads and writes its own. They lie where the output is staged at the end, in vectors of 16 bytes, those
 of one number side by side over the threads: no two of a warp in one bank.
 """
@@ -24,18 +25,19 @@ def clear(tile: Tile, memory: Value) -> None:
 
 
 def promote(tile: Tile, memory: Value, o: list[Value], top: list[Value]) -> list[Value]:
-    """Add O to the totals, both as of the maxima `top`. Returns an empty O."""
+    """Add O to the totals as of the maxima `top`. Returns an empty O."""
     address = _address(memory)
     sums = _sums(tile, address, o, top)
     for i in range(tile.totals - 1):
         ptx.store_shared(address, i * STRIDE, sums[VECTOR * i : VECTOR * (i + 1)])
     ptx.store_shared(address, (tile.totals - 1) * STRIDE, [*top, *top])
-    return [ptx.constant(0.0, "f")] * len(o)
+    return [ptx.constant(0.0, "f")] * len(sums) + o[len(sums) :]
 
 
 def final(tile: Tile, memory: Value, o: list[Value], top: list[Value]) -> list[Value]:
     """O and the totals."""
-    return _sums(tile, _address(memory), o, top)
+    sums = _sums(tile, _address(memory), o, top)
+    return sums + o[len(sums) :]
 
 
 def _sums(tile: Tile, address: Value, o: list[Value], top: list[Value]) -> list[Value]:

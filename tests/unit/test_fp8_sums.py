@@ -42,9 +42,7 @@ def test_an_instruction_is_what_a_loop_over_its_terms_gives(rng):
     assert float(found[0, 0, 0]) == np.trunc(total / step) * step
 
 
-@pytest.mark.parametrize(
-    ("promote", "least", "most"), [(0, 0.04, 0.09), (4, 0.003, 0.007), (2, 0, 0.004), (1, 0, 0.0025)]
-)
+@pytest.mark.parametrize(("promote", "least", "most"), [(0, 0.04, 0.09), (8, 0, 0.003), (2, 0, 0.003)])
 def test_promoted_sums_lose_little(rng, promote, least, most):
     """Noise over 4,096 keys: the sum of a row's weights, all of one sign, comes out 6 % too small."""
     config = AttentionConfig(promote=promote)
