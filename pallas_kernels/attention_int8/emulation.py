@@ -53,7 +53,7 @@ def run(
     out = out if kept is None else out + kept
     # In 8 bits a column of ones sums the rows, and is zero where a key does not exist.
     total = out[..., HEAD] if narrow else total
-    out = out[..., :HEAD] / total[..., None] * x.v_scale[:, None]
+    out = out[..., :HEAD] / total[..., None] * x.v_scale[:, None] + x.v_mean[:, None]
     out = jnp.moveaxis(out.reshape(-1, heads, queries, HEAD), 1, 2).astype(jnp.bfloat16)
     peak = PEAK_8BIT if narrow else 0.0
     return out, (top - peak + jnp.log2(total)) * np.float32(np.log(2)) if with_lse else None

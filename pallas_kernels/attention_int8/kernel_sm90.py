@@ -112,7 +112,7 @@ def _body(
     k_free: Any,
     v_free: Any,
 ) -> None:
-    q_gmem, q_scale, k_gmem, k_scale, v_gmem, v_scale, o_gmem, *lse_gmem = refs
+    q_gmem, q_scale, k_gmem, k_scale, v_gmem, v_scale, v_mean, o_gmem, *lse_gmem = refs
     tile, config = steps.tile, steps.tile.config
     keys, stages, blocks = tile.keys, config.stages, ceil_div(valid_keys, tile.keys)
     narrow = tile.pv == "e4m3"
@@ -172,7 +172,7 @@ def _body(
         if promotes:
             o = steps.final_sums(o, statistics, o_smem)
             steps.wait_for_both()  # the output will lie over the totals of both
-        store(*steps.finish(o, statistics, v_scale, head * HEAD))
+        store(*steps.finish(o, statistics, v_scale, v_mean, head * HEAD))
 
     def store(out: Array, lse: Array) -> None:
         o_smem.at[wg][...] = out.astype(jnp.bfloat16)

@@ -119,22 +119,25 @@ class Steps:
 
         return run(o, p, v)
 
-    def finish(self, o: Bag, statistics: Bag, v_scale: Ref, first_channel: jax.Array) -> tuple[jax.Array, Bag]:
+    def finish(
+        self, o: Bag, statistics: Bag, v_scale: Ref, v_mean: Ref, first_channel: jax.Array
+    ) -> tuple[jax.Array, Bag]:
         """(softmax·V in f32, log-sum-exp of the two rows)."""
         out = plgpu.ShapeDtypeStruct((ROWS, HEAD), jnp.float32, layout=plgpu.Layout.WGMMA)
-        arg_types = (self._o.layout, bag(4, "f").layout, REF, SCALAR)
+        arg_types = (self._o.layout, bag(4, "f").layout, REF, REF, SCALAR)
 
         @plgpu.inline_mgpu(arg_types=arg_types, return_type=(out, bag(2, "f")))
-        def run(_, o, statistics, v_scale, first_channel):
+        def run(_, o, statistics, v_scale, v_mean, first_channel):
             o, lse = registers.finish(self.tile, unpack(o), unpack(statistics)[:2])
             lane = ptx.thread_column()
             channel = ptx.add(ptx.add(lane, lane, "r"), unpack(first_channel)[0], "r")
             offsets = [ptx.constant(8 * t + j, "r") for t in range(HEAD // 8) for j in (0, 1)]
-            scales = [ptx.load_global(v_scale, ptx.add(channel, offset, "r")) for offset in offsets]
-            scaled = [ptx.multiply(x, scales[i // 4 * 2 + i % 2]) for i, x in enumerate(o)]
+            places = [ptx.add(channel, offset, "r") for offset in offsets]
+            scale, mean = ([ptx.load_global(ref, place) for place in places] for ref in (v_scale, v_mean))
+            scaled = [ptx.fma(x, *(vector[i // 4 * 2 + i % 2] for vector in (scale, mean))) for i, x in enumerate(o)]
             return ptx.accumulator(scaled, HEAD), pack(lse, "f")
 
-        return run(o, statistics, v_scale, first_channel)
+        return run(o, statistics, v_scale, v_mean, first_channel)
 
     def store_lse(self, ref: Ref, lse: Bag, first: jax.Array, rows: jax.Array) -> None:
         """Rows of this warpgroup from `first` on in a flat array; of them `rows` exist."""
