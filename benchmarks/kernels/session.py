@@ -74,21 +74,22 @@ class Session:
     def _tests(self) -> None:
         path = self.output / "tests.jsonl"
         path.unlink(missing_ok=True)
-        tests, slow = breadth_first(self._collect("not slow")), self._collect("slow")
+        tests = breadth_first(self._collect("not slow"))
         found = self._run_shards([tests[i::SHARDS] for i in range(SHARDS) if tests[i::SHARDS]], path, QUICKLY)
         again = [test for test in tests if _may_be_another_s_fault(found.get(test))]
         alone: dict[str, Any] = {}
         for start in range(0, min(len(again), ALONE), SHARDS):
             shards = [[test] for test in again[start : start + SHARDS]]
             alone |= self._run_shards(shards, self.output / f"tests-alone-{start}.jsonl", QUICKLY)
-        if slow:  # they time: one after the other, alone on the GPU, of programs as they are in use
+        if slow := self._collect("slow"):  # they time: one at a time, of programs as they are in use
             found |= self._run_shards([slow], path, {})
         lines = [_line(test, found.get(test), alone.get(test)) for test in tests + slow]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def _collect(self, marked: str) -> list[str]:
         command = [sys.executable, *PYTEST, "--collect-only", "-q", "-m", marked, self.tests]
-        done = subprocess.run(command, cwd=self.root, env=_environment(), capture_output=True, text=True)
+        environment = _environment() | {"JAX_PLATFORMS": "cpu"}  # a GPU takes seconds to start
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
         self._log(done.stdout[-2000:] + done.stderr[-2000:])
         return [line for line in done.stdout.splitlines() if "::" in line and not line.startswith(("ERROR", " "))]
 
