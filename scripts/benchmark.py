@@ -37,7 +37,8 @@ def main() -> None:
     names = args.names or (TUNABLE if args.command == "tune" else KERNELS)
     modules = [load(name) for name in names]
     if args.command == "session":
-        print(session.Session(args.output, args.seconds, tuple(names), TUNABLE, args.grep).run(args.steps))
+        whole = session.Session(args.output, args.seconds, tuple(names), TUNABLE, args.grep, args.tests)
+        print(whole.run(args.steps))
     else:
         action = {"kernels": report.measure, "tune": report.tune}[args.command]
         action(modules, args.grep, args.output, seconds=args.seconds)
@@ -54,6 +55,7 @@ def parse() -> argparse.Namespace:
         command.add_argument("--output", type=Path, default=outputs[name])
         command.add_argument("--seconds", type=float, default=ONE_DAY, help="start nothing after so long")
     command.add_argument("--steps", nargs="+", default=session.STEPS, choices=session.STEPS)
+    command.add_argument("--tests", default="tests/gpu", help="the file or folder of the GPU tests")
     commands.add_parser("adopt", help="take over tuned configurations").add_argument("tuned", type=Path)
     return parser.parse_args()
 

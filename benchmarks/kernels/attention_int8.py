@@ -189,7 +189,7 @@ def table_key(case: Case) -> tuple[Any, str]:
 
 
 def candidates(case: Case) -> list[AttentionConfig]:
-    """The default first; then what should help most, as time may run out."""
+    """First what should help most, as time may run out. Without promoted sums long rows come out wrong (`fp8_sums`)."""
     config = functools.partial(AttentionConfig)
     if case.variant == "bf16":
         return [config(block_kv=128, cluster=c, tail=1, turns=turns) for c in (1, 2) for turns in (True, False)]
@@ -199,7 +199,10 @@ def candidates(case: Case) -> list[AttentionConfig]:
     if case.variant != "int8":
         shapes = ((192, 2), (128, 3), (160, 2), (128, 2))
         return [config(block_kv=kv, stages=s, cluster=c) for kv, s in shapes for c in (2, 1)]
-    found = [config(), config(stages=3), config(stages=3, cluster=1), config(block_kv=192, stages=3)]
+    found = [config(promote=n) for n in (8, 16, 4)] + [config(promote=8, linear=3), config(promote=8, turns=False)]
+    found += [config(block_kv=kv, stages=3, promote=8) for kv in (160, 128)]
+    found += [config(promote=8, block_kv=192), config(promote=8, cluster=1), config(promote=8, tail=1)]
+    found += [config(), config(stages=3), config(stages=3, cluster=1), config(block_kv=192, stages=3)]
     found += [config(stages=3, tail=tail) for tail in (1, 3)] + [config(stages=3, linear=linear) for linear in (3, 2)]
     found += [config(cluster=1), config(tail=1), config(turns=False), config(block_kv=192)]
     return found + [config(block_kv=128, stages=3)]
@@ -210,7 +213,7 @@ def timed(case: Case, config: AttentionConfig) -> float:
     prepared = jax.jit(functools.partial(prepare, case, config=config))(q, k, v)
     kernel = jax.jit(functools.partial(run_kernel, case, config=config))
     error = spot_error(q, k, v, kernel(*prepared))
-    # Noise over few keys, with weights and V in 8 bits: 5 % in the emulation too.
-    if not error["cosine"] > (0.998 if case.keys <= FEW and case.variant == "int8" else 0.999):
-        raise ValueError(f"wrong result: cosine {error['cosine']:.5f}")
+    # Of noise: weights and V in 8 bits 4.5 % in the emulation too, Q and K 1.4 %. A cosine would not see a factor.
+    if not error["error"] < {"int8": 0.06, "bf16": 0.006}.get(case.variant, 0.02):
+        raise ValueError(f"wrong result: error {error['error']:.4f}, cosine {error['cosine']:.5f}")
     return milliseconds({"ours": lambda: kernel(*prepared)}, rounds=3)["ours"]

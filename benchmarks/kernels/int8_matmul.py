@@ -76,6 +76,7 @@ def row(result: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def random_operands(case: Case) -> tuple[Any, ...]:
     keys = jax.random.split(jax.random.key(0), 7)
     m, k, n = case.m, case.k, case.n

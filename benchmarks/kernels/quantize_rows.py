@@ -82,6 +82,7 @@ def row(result: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def random_operands(case: Case) -> tuple[Any, ...]:
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (case.m, case.k), jnp.bfloat16)

@@ -1,20 +1,23 @@
 """Everything that needs a GPU, in one run of limited length: the GPU tests, then tuning, then the tables.
 
 Every step is processes of its own under a time limit, so that a kernel that hangs or breaks its context costs only
-itself. A test that fails or never ends is tried again alone. What is done is in the output folder, and a second run
-with the same folder goes on from there.
+itself. A test that never ends, or fails otherwise than by an assertion, is tried again alone. What is done is in the
+output folder at once, and a second run with the same folder goes on from there.
 """
 
 import dataclasses
+import itertools
 import json
 import os
-import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.kernels import verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("tests", "tune", "tables")
@@ -31,8 +34,16 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
 }
+QUICKLY = {
+    # What a test compares with need not be fast, and trying ten ways to compile each of its products takes longest.
+    "XLA_FLAGS": "--xla_gpu_autotune_level=0",
+    # The processes share the programs that make data, and a second run has them all.
+    "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "sixbit-jax-gpu-tests"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
 # Without pyproject's options: they want packages that only the suite needs, and turn warnings into errors.
 PYTEST = ("-m", "pytest", "-o", "addopts=", "-o", "filterwarnings=default", "-p", "no:cacheprovider")
+GOOD = ("PASSED", "SKIPPED")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,47 +72,46 @@ class Session:
     # Tests.
 
     def _tests(self) -> None:
-        collected = self._collect()
-        if not collected:
-            return
-        outcomes = self._run_shards([collected[i::SHARDS] for i in range(SHARDS) if collected[i::SHARDS]])
-        again = [test for test in collected if outcomes.get(test, "no end") not in ("PASSED", "SKIPPED", "XFAIL")]
-        alone: dict[str, str] = {}
+        path = self.output / "tests.jsonl"
+        path.unlink(missing_ok=True)
+        tests = breadth_first(self._collect("not slow"))
+        found = self._run_shards([tests[i::SHARDS] for i in range(SHARDS) if tests[i::SHARDS]], path, QUICKLY)
+        again = [test for test in tests if _may_be_another_s_fault(found.get(test))]
+        alone: dict[str, Any] = {}
         for start in range(0, min(len(again), ALONE), SHARDS):
-            alone |= self._run_shards([[test] for test in again[start : start + SHARDS]])
-        lines = [
-            {"test": test, "outcome": outcomes.get(test, "no end"), **({"alone": alone[test]} if test in alone else {})}
-            for test in collected
-        ]
-        (self.output / "tests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            shards = [[test] for test in again[start : start + SHARDS]]
+            alone |= self._run_shards(shards, self.output / f"tests-alone-{start}.jsonl", QUICKLY)
+        if slow := self._collect("slow"):  # they time: one at a time, of programs as they are in use
+            found |= self._run_shards([slow], path, {})
+        lines = [_line(test, found.get(test), alone.get(test)) for test in tests + slow]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def _collect(self) -> list[str]:
-        command = [sys.executable, *PYTEST, "--collect-only", "-q", self.tests]
-        done = subprocess.run(command, cwd=self.root, env=_environment(), capture_output=True, text=True)
+    def _collect(self, marked: str) -> list[str]:
+        command = [sys.executable, *PYTEST, "--collect-only", "-q", "-m", marked, self.tests]
+        environment = _environment() | {"JAX_PLATFORMS": "cpu"}  # a GPU takes seconds to start
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
         self._log(done.stdout[-2000:] + done.stderr[-2000:])
         return [line for line in done.stdout.splitlines() if "::" in line and not line.startswith(("ERROR", " "))]
 
-    def _run_shards(self, shards: list[list[str]]) -> dict[str, str]:
+    def _run_shards(self, shards: list[list[str]], path: Path, environment: dict[str, str]) -> dict[str, Any]:
+        """Every test's last line in `path`, which the processes write as they go."""
         logs = [self.output / f"shard-{i}.log" for i in range(len(shards))]
+        environment = _environment() | environment | {verdicts.VARIABLE: str(path.resolve())}
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         processes = []
         for shard, log in zip(shards, logs, strict=True):
-            command = [sys.executable, *PYTEST, "-v", "-rf", "--tb=short", *shard]
+            command = [sys.executable, *PYTEST, "-p", verdicts.__name__, "-v", "--tb=short", *shard]
             with log.open("w") as file:
-                processes.append(subprocess.Popen(command, cwd=self.root, env=_environment(), stdout=file, stderr=file))
+                processes.append(subprocess.Popen(command, cwd=self.root, env=environment, stdout=file, stderr=file))
         while any(process.poll() is None for process in processes):
             for process, log in zip(processes, logs, strict=True):
                 if process.poll() is None and (self.left() < 0 or time.time() - log.stat().st_mtime > HANGS):
                     process.kill()
             time.sleep(0.2)
-        outcomes: dict[str, str] = {}
         for log in logs:
-            text = log.read_text(errors="replace")
-            outcomes |= {
-                test: outcome for test, outcome in re.findall(r"^(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED)", text, re.M)
-            }
-            self._log(text)
+            self._log(log.read_text(errors="replace"))
             log.unlink()
-        return outcomes
+        return verdicts.read(path)
 
     # Tuning and tables.
 
@@ -156,10 +166,9 @@ class Session:
 
     def _tests_in_brief(self) -> str:
         tests = _read(self.output / "tests.jsonl")
-        good = ("PASSED", "SKIPPED")
-        bad = [line for line in tests if line["outcome"] not in good]
-        counts = ", ".join(f"{sum(line['outcome'] == kind for line in tests)} {kind.lower()}" for kind in good)
-        lines = [f"- {line['test']}: {line['outcome']}, alone {line.get('alone', 'not tried')}" for line in bad]
+        bad = [line for line in tests if line["outcome"] not in GOOD]
+        counts = ", ".join(f"{sum(line['outcome'] == kind for line in tests)} {kind.lower()}" for kind in GOOD)
+        lines = [f"- {line['test']}: {_in_words(line)}" for line in bad]
         return "\n".join([f"Tests: {counts}, {len(bad)} else", *lines]) if tests else ""
 
     def _tuned_in_brief(self) -> str:
@@ -189,6 +198,34 @@ def adopt(tuned: Path) -> list[Path]:
         path.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
         written.append(path)
     return written
+
+
+def breadth_first(tests: Sequence[str]) -> list[str]:
+    """One of every test function, then another of every: a run that is cut off has seen a little of everything."""
+    cases: dict[str, list[str]] = {}
+    for test in tests:
+        cases.setdefault(test.partition("[")[0], []).append(test)
+    return [test for turn in itertools.zip_longest(*cases.values()) for test in turn if test is not None]
+
+
+def _may_be_another_s_fault(line: dict[str, Any] | None) -> bool:
+    """A kernel that breaks its context fails what runs after it in the process; but a wrong number is a test's own."""
+    if line is None or line["outcome"] == "STARTED":
+        return True
+    return line["outcome"] not in GOOD and not line.get("message", "").startswith("AssertionError")
+
+
+def _line(test: str, together: dict[str, Any] | None, alone: dict[str, Any] | None) -> dict[str, Any]:
+    found = {"test": test, **(together or {"outcome": "not run"})}
+    found["outcome"] = "no end" if found["outcome"] == "STARTED" else found["outcome"]
+    if alone is not None:
+        found |= {"alone": alone["outcome"].replace("STARTED", "no end"), "alone_message": alone.get("message", "")}
+    return found
+
+
+def _in_words(line: dict[str, Any]) -> str:
+    said = "; alone ".join(filter(None, (line.get("message"), line.get("alone_message"))))
+    return f"{line['outcome']}, alone {line.get('alone', 'not tried')}" + (f": {said}" if said else "")
 
 
 def _environment() -> dict[str, str]:

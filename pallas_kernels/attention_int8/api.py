@@ -42,8 +42,9 @@ def attention_int8(
     `before` is an RMS norm and a rotation of queries and keys, both optional. `prologue` says who quantizes: "xla", or
     "fused" for our own kernels, one pass over each of q, k and v.
 
-    "e4m3" is fastest and rounds V to three mantissa bits; "f16" and "bf16" keep V. "f16" takes exp2 by a parabola in
-    packed arithmetic, "bf16" by the special unit, which then bounds the speed.
+    "e4m3" is fastest and rounds V to three mantissa bits; over thousands of keys its sums need `config.promote`, see
+    `fp8_sums`. "f16" and "bf16" keep V. "f16" takes exp2 by a parabola in packed arithmetic, "bf16" by the special
+    unit, which then bounds the speed.
 
     >>> import jax.numpy as jnp
     >>> q = jnp.ones((1, 6, 2, 128), jnp.bfloat16)
@@ -159,3 +160,5 @@ def _check_config(config: AttentionConfig) -> None:
         raise ValueError(f"{OP}: config has stages {config.stages}, cluster {config.cluster}: expected ≥ 1 and 1 or 2")
     if not 0 <= config.linear <= LINEAR_GROUPS or not 0 <= config.tail <= 3:
         raise ValueError(f"{OP}: config has linear {config.linear}, tail {config.tail}: expected 0..4 and 0..3")
+    if config.promote < 0:
+        raise ValueError(f"{OP}: config.promote = {config.promote}, expected at least 0")

@@ -23,6 +23,7 @@ class AttentionConfig:
     linear: int = 4  # of every four groups of 16 keys, how many take exp2 by interpolation instead of the special unit
     turns: bool = True  # the warpgroups take turns at the tensor cores
     tail: int = 2  # steps of a turn's last product that still run when it passes
+    promote: int = 0  # 8-bit V: blocks of keys after which its sums move to f32 (`fp8_sums`, `totals`); 0 never
 
     @property
     def swizzle_v(self) -> int:

@@ -1,7 +1,7 @@
 """The kernel's block algorithm in plain JAX: the same codes, blocks in the same order, the same running maximum.
 
-What differs is inside a product of the hardware: fp8 products accumulate with fewer bits there, and its exp2 is
-approximate.
+What differs is inside a product of the hardware: fp8 products accumulate with fewer bits there, which `truncates`
+imitates at a hundred times the work; and its exp2 is approximate.
 """
 
 import functools
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from pallas_kernels.attention_int8 import fp8_sums
 from pallas_kernels.attention_int8.config import AttentionConfig
 from pallas_kernels.attention_int8.numbers import (
     F16_BIAS,
@@ -26,23 +27,33 @@ from pallas_kernels.attention_int8.operands import Operands
 from pallas_kernels.mosaic import ceil_div
 
 LOWEST = -1e30
-State = tuple[Array, Array, Array]  # output, sums, maxima
+State = tuple[Array, Array, Array, Array | None]  # output, sums, maxima, promoted output
 
 
 def run(
-    x: Operands, *, heads: int, queries: int, valid_keys: int, config: AttentionConfig, with_lse: bool
+    x: Operands,
+    *,
+    heads: int,
+    queries: int,
+    valid_keys: int,
+    config: AttentionConfig,
+    with_lse: bool,
+    truncates: bool = False,
 ) -> tuple[Array, Array | None]:
-    """As the kernel's `run`."""
+    """As the kernel's `run`. `truncates`: products of 8 bits lose what the hardware's do, unless promoted in time."""
     narrow = x.v.dtype == jnp.float8_e4m3fn
     width = x.v.shape[1] if narrow else HEAD
     rows = (x.q.shape[0], queries)
-    start = jnp.zeros((*rows, width)), jnp.zeros(rows), jnp.full(rows, -jnp.inf)
+    truncates = truncates and narrow
+    kept = jnp.zeros((*rows, width)) if truncates else None
+    start = jnp.zeros((*rows, width)), jnp.zeros(rows), jnp.full(rows, -jnp.inf), kept
     step = functools.partial(_step, x, narrow=narrow, valid_keys=valid_keys, config=config)
     blocks = jnp.arange(ceil_div(valid_keys, config.block_kv))
-    (out, total, top), _ = lax.scan(lambda state, j: (step(state, j), None), start, blocks)
+    (out, total, top, kept), _ = lax.scan(lambda state, j: (step(state, j), None), start, blocks)
+    out = out if kept is None else out + kept
     # In 8 bits a column of ones sums the rows, and is zero where a key does not exist.
     total = out[..., HEAD] if narrow else total
-    out = out[..., :HEAD] / total[..., None] * x.v_scale[:, None]
+    out = out[..., :HEAD] / total[..., None] * x.v_scale[:, None] + x.v_mean[:, None]
     out = jnp.moveaxis(out.reshape(-1, heads, queries, HEAD), 1, 2).astype(jnp.bfloat16)
     peak = PEAK_8BIT if narrow else 0.0
     return out, (top - peak + jnp.log2(total)) * np.float32(np.log(2)) if with_lse else None
@@ -50,7 +61,7 @@ def run(
 
 def _step(x: Operands, state: State, j: Array, *, narrow: bool, valid_keys: int, config: AttentionConfig) -> State:
     """One block of keys."""
-    out, total, top = state
+    out, total, top, kept = state
     keys, queries = config.block_kv, out.shape[1]
     k = lax.dynamic_slice_in_dim(x.k, j * keys, keys, axis=1)
     scores = _scores(x.q, k)
@@ -71,9 +82,16 @@ def _step(x: Operands, state: State, j: Array, *, narrow: bool, valid_keys: int,
         v = lax.dynamic_slice_in_dim(x.v, j * keys, keys, axis=1)
     total = total * alpha + weights.sum(-1)
     rounded = _in_order_of_values(weights) if narrow else weights.astype(v.dtype).astype(jnp.float32)
-    product = jnp.einsum("hqk,hkc->hqc", rounded, v.astype(jnp.float32), precision=lax.Precision.HIGHEST)
-    out = out * alpha[..., None] + product
-    return out, total, new_top
+    out = out * alpha[..., None]
+    if kept is None:
+        product = jnp.einsum("hqk,hkc->hqc", rounded, v.astype(jnp.float32), precision=lax.Precision.HIGHEST)
+        return out + product, total, new_top, None
+    out, kept = fp8_sums.accumulate(out, rounded, v.astype(jnp.float32)), kept * alpha[..., None]
+    if config.promote:
+        ones = jnp.arange(out.shape[-1]) >= HEAD  # these every block
+        moves = (ones | ((j + 1) % config.promote == 0))[None, None]
+        out, kept = jnp.where(moves, 0, out), jnp.where(moves, kept + out, kept)
+    return out, total, new_top, kept
 
 
 def _scores(q: Array, k: Array) -> Array:

@@ -62,25 +62,28 @@ def swizzled(dtype: Any, line: int) -> tuple[Any, ...]:
     return plgpu.TilingTransform((8, line // jnp.dtype(dtype).itemsize)), plgpu.SwizzleTransform(line)
 
 
-def _entry(*refs: Any, tile: Tile, **static: Any) -> None:
+def _entry(*refs: Any, tile: Tile, valid_keys: int, **static: Any) -> None:
     """Shared memory and barriers, then the body."""
+    promotes = tile.promotes and ceil_div(valid_keys, tile.keys) > tile.config.promote
     config, stages = tile.config, tile.config.stages
     narrow = tile.pv == "e4m3"
     qk_dtype, v_dtype = DTYPES[tile.qk], DTYPES[tile.pv]
     v_block = (tile.columns, tile.keys) if narrow else (tile.keys, HEAD)
     qk, v = swizzled(qk_dtype, 128), swizzled(v_dtype, config.swizzle_v if narrow else 128)
+    out = swizzled(jnp.bfloat16, 128)
     free = dict(num_arrivals=CONSUMERS, num_barriers=stages)
     if config.cluster > 1:  # a slot is free when no CTA of the cluster reads it any more
         freed = lambda: plgpu.ClusterBarrier(collective_axes=("cluster",), **free)
     else:
         freed = lambda: plgpu.Barrier(**free)
-    body = functools.partial(_body, refs, steps=Steps(tile, (qk, qk, v)), **static)
+    static |= dict(steps=Steps(tile, (qk, qk, v, out)), valid_keys=valid_keys, promotes=promotes)
+    body = functools.partial(_body, refs, **static)
     pl.run_scoped(
         body,
         q_smem=plgpu.SMEM((CONSUMERS, ROWS, HEAD), qk_dtype, transforms=qk),
         k_smem=plgpu.SMEM((stages, tile.keys, HEAD), qk_dtype, transforms=qk),
         v_smem=plgpu.SMEM((stages, *v_block), v_dtype, transforms=v),
-        o_smem=plgpu.SMEM((CONSUMERS, ROWS, HEAD), jnp.bfloat16, transforms=swizzled(jnp.bfloat16, 128)),
+        o_smem=plgpu.SMEM((tile.staged(promotes), ROWS, HEAD), jnp.bfloat16, transforms=out),
         q_ready=plgpu.Barrier(num_barriers=CONSUMERS),
         k_ready=plgpu.Barrier(num_barriers=stages),
         v_ready=plgpu.Barrier(num_arrivals=2 if narrow else 1, num_barriers=stages),
@@ -97,6 +100,7 @@ def _body(
     heads: int,
     queries: int,
     valid_keys: int,
+    promotes: bool,
     with_lse: bool,
     q_smem: Any,
     k_smem: Any,
@@ -108,7 +112,7 @@ def _body(
     k_free: Any,
     v_free: Any,
 ) -> None:
-    q_gmem, q_scale, k_gmem, k_scale, v_gmem, v_scale, o_gmem, *lse_gmem = refs
+    q_gmem, q_scale, k_gmem, k_scale, v_gmem, v_scale, v_mean, o_gmem, *lse_gmem = refs
     tile, config = steps.tile, steps.tile.config
     keys, stages, blocks = tile.keys, config.stages, ceil_div(valid_keys, tile.keys)
     narrow = tile.pv == "e4m3"
@@ -129,6 +133,8 @@ def _body(
         q = q_smem.at[wg]
         plgpu.copy_gmem_to_smem(q_gmem.at[head, pl.ds(first_row, ROWS)], q, q_ready.at[wg])
         o, statistics = steps.start(q_scale, head * q_scale.shape[1] + first_row)
+        if promotes:
+            steps.clear_totals(o_smem)
         plgpu.barrier_wait(q_ready.at[wg])
         first_block = head * k_scale.shape[1]
 
@@ -147,7 +153,11 @@ def _body(
             o, s, scale = steps.both(o, p, q, k_smem.at[k_slot], v_smem.at[v_slot], wg, k_scale, first_block + j + 1)
             release(k_free.at[k_slot], j + 1)
             release(v_free.at[v_slot], j)
-            return steps.softmax(s, o, statistics, scale, valid)
+            o, p, statistics = steps.softmax(s, o, statistics, scale, valid)
+            if promotes:
+                move = functools.partial(steps.promote, statistics=statistics, memory=o_smem)
+                o = lax.cond(lax.rem(j + 1, jnp.int32(config.promote)) == 0, move, lambda o: o, o)
+            return o, p, statistics
 
         whole = max(blocks - 2 if missing else blocks - 1, 0)
         carry = lax.fori_loop(0, whole, block, (o, p, statistics))
@@ -159,7 +169,10 @@ def _body(
         o = steps.last_outputs(o, p, v_smem.at[slot])
         if config.turns and blocks > 1:
             steps.take_last_turn(wg)
-        store(*steps.finish(o, statistics, v_scale, head * HEAD))
+        if promotes:
+            o = steps.final_sums(o, statistics, o_smem)
+            steps.wait_for_both()  # the output will lie over the totals of both
+        store(*steps.finish(o, statistics, v_scale, v_mean, head * HEAD))
 
     def store(out: Array, lse: Array) -> None:
         o_smem.at[wg][...] = out.astype(jnp.bfloat16)

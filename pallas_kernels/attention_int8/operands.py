@@ -1,7 +1,8 @@
 """Queries, keys and values as the kernel reads them: the prologue, in XLA.
 
 K is smoothed: its mean over the tokens is subtracted. That takes one number from all scores of a row, which softmax
-does not see, and from K what most of the range of an 8-bit code would go to.
+does not see, and from K what most of the range of an 8-bit code would go to. So is V to e4m3: the weights of a row sum
+to 1, so its mean is added to the result; and sums about zero are what the tensor cores add up well (`fp8_sums`).
 """
 
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ class Operands(NamedTuple):
     k_scale: Array  # (b·a, kv / block) f32
     v: Array  # (b·a, 136, kv) e4m3, transposed, ones below, permuted in groups of 16; or (b·a, kv, 128) f16 or bf16
     v_scale: Array  # (b·a, 128) f32
+    v_mean: Array  # (b·a, 128) f32: what was taken from V
 
 
 def quantize(
@@ -54,12 +56,15 @@ def quantize(
     k8, k_scale = _to_s8(blocks, (2, 4))
     k8 = _heads_lead(k8.reshape(batch, -1, heads, HEAD))
     if pv == "e4m3":
-        v, v_scale = _to_e4m3(existing(v.astype(jnp.float32), valid_keys), valid_keys, k8.shape[1])
+        v_mean, v_scale = centre(v, valid_keys)
+        v = _to_e4m3(v.astype(jnp.float32), v_mean, v_scale, valid_keys, k8.shape[1])
     else:
         v, v_scale = wide_values(v, valid_keys, pv, config)
+        v_mean = jnp.zeros_like(v_scale)
     q_scale = jnp.swapaxes(q_scale[..., 0], 1, 2).reshape(batch * heads, -1)
     k_scale = jnp.swapaxes(k_scale[:, :, 0, :, 0], 1, 2).reshape(batch * heads, -1)
-    return Operands(_heads_lead(q8), per_row(q_scale, config), k8, k_scale, v, v_scale.reshape(-1, HEAD))
+    rows, v_scale, v_mean = per_row(q_scale, config), v_scale.reshape(-1, HEAD), v_mean.reshape(-1, HEAD)
+    return Operands(_heads_lead(q8), rows, k8, k_scale, v, v_scale, v_mean)
 
 
 def as_bf16(q: Array, k: Array, v: Array, before: Before, *, config: AttentionConfig) -> Operands:
@@ -69,7 +74,15 @@ def as_bf16(q: Array, k: Array, v: Array, before: Before, *, config: AttentionCo
     one = jnp.ones((q.shape[0], 1), jnp.float32)
     rows = per_row(jnp.broadcast_to(one, q.shape[:2]), config)
     blocks = jnp.broadcast_to(one, (q.shape[0], k.shape[1] // config.block_kv))
-    return Operands(q, rows, k, blocks, v, jnp.broadcast_to(one, (q.shape[0], HEAD)))
+    v_scale = jnp.broadcast_to(one, (q.shape[0], HEAD))
+    return Operands(q, rows, k, blocks, v, v_scale, jnp.zeros_like(v_scale))
+
+
+def centre(v: Array, valid: int) -> tuple[Array, Array]:
+    """Per channel, in one pass: the mean of V, and the scale that puts what is farthest from it at e4m3's largest."""
+    v = v[:, :valid].astype(jnp.float32)
+    mean = v.sum(1) / valid
+    return mean, jnp.maximum(jnp.maximum(v.max(1) - mean, mean - v.min(1)), SMALLEST) / E4M3_MAX
 
 
 def wide_values(v: Array, valid_keys: int, pv: str, config: AttentionConfig) -> tuple[Array, Array]:
@@ -137,11 +150,11 @@ def _to_s8(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     return jnp.clip(jnp.round(x / scale), -127, 127).astype(jnp.int8), scale
 
 
-def _to_e4m3(v: Array, valid: int, tokens: int) -> tuple[Array, Array]:
-    """(V transposed over rows of ones, which end where the keys do; a scale per channel)."""
-    scale = jnp.maximum(jnp.abs(v).max(1), SMALLEST) / E4M3_MAX
-    codes = jnp.clip(v / scale[:, None], -E4M3_MAX, E4M3_MAX).astype(jnp.float8_e4m3fn)
+def _to_e4m3(v: Array, mean: Array, scale: Array, valid: int, tokens: int) -> Array:
+    """V transposed over rows of ones, which end where the keys do."""
+    centred = existing((v - mean[:, None]) / scale[:, None], valid)
+    codes = jnp.clip(centred, -E4M3_MAX, E4M3_MAX).astype(jnp.float8_e4m3fn)
     ones = (jnp.arange(v.shape[1]) < valid).astype(jnp.float8_e4m3fn)
     ones = jnp.broadcast_to(ones[None, :, None, None], (*v.shape[:3], ONES))
     rows = pad_tokens(jnp.concatenate([codes, ones], axis=3), tokens)
-    return permute_values(jnp.transpose(rows, (0, 2, 3, 1)).reshape(-1, HEAD + ONES, tokens)), scale
+    return permute_values(jnp.transpose(rows, (0, 2, 3, 1)).reshape(-1, HEAD + ONES, tokens))

@@ -95,6 +95,10 @@ def take_last_turn(warpgroup: Value) -> None:
     ptx.emit(text, "", [("r", warpgroup)], volatile=True)
 
 
+def wait_for_both() -> None:
+    ptx.emit(f"bar.sync {TURN + 2}, 256;", volatile=True)
+
+
 def _scores(asm: Asm, tile: Tile, q: Value, k: Value, tail: int = 0) -> None:
     """Into fresh registers. The last `tail` steps are a group of their own."""
     narrow = tile.qk == "s8"

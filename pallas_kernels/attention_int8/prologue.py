@@ -1,7 +1,7 @@
 """The prologue in kernels: what `operands.quantize` does, in one pass over each of Q, K and V.
 
-What the passes need to know first, XLA sums up: the norm of every token of Q and K, the mean of K's tokens, the largest
-value of every channel of V.
+What the passes need to know first, XLA sums up: the norm of every token of Q and K, the mean of K's tokens, the mean
+and the range of every channel of V.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ from pallas_kernels.attention_int8.config import AttentionConfig
 from pallas_kernels.attention_int8.numbers import HEAD, ONES, ROWS
 from pallas_kernels.attention_int8.operands import (
     E4M3_MAX,
-    SMALLEST,
     Before,
     Operands,
+    centre,
     existing,
     inverse_norm,
     pad_tokens,
@@ -47,12 +47,14 @@ def quantize(
     q8, q_scale = _rows(q, _vectors(before.q_norm, None, heads, batch), before, angles, q_round)
     k8, k_scale = _rows(k, _vectors(before.k_norm, mean, heads, batch), before, angles, k_round)
     if pv == "e4m3":
-        v_scale = jnp.maximum(jnp.abs(existing(v.astype(jnp.float32), valid_keys)).max(1), SMALLEST) / E4M3_MAX
-        v8 = _values(v, v_scale, tokens, valid_keys)
+        v_mean, v_scale = centre(v, valid_keys)
+        v8 = _values(v, v_mean, v_scale, tokens, valid_keys)
     else:
         v8, v_scale = wide_values(v, valid_keys, pv, config)
+        v_mean = jnp.zeros_like(v_scale)
     q_scale = per_row(q_scale.reshape(batch * heads, -1)[:, :queries], config)
-    return Operands(q8, q_scale, k8, k_scale[:, :, 0, 0], v8, v_scale.reshape(-1, HEAD))
+    v_scale, v_mean = v_scale.reshape(-1, HEAD), v_mean.reshape(-1, HEAD)
+    return Operands(q8, q_scale, k8, k_scale[:, :, 0, 0], v8, v_scale, v_mean)
 
 
 def interleaved(cos: Array, sin: Array) -> Array:
@@ -82,12 +84,13 @@ def _rows(x: Array, vectors: Array | None, before: Before, angles: Array | None,
     )
 
 
-def _values(v: Array, scale: Array, tokens: int, valid: int) -> Array:
-    def kernel(v, inverse):
-        return prologue_sm90.transpose_values(in_eights(v, axis=1), inverse, tokens=tokens, valid=valid)
+def _values(v: Array, mean: Array, scale: Array, tokens: int, valid: int) -> Array:
+    def kernel(v, vectors):
+        return prologue_sm90.transpose_values(in_eights(v, axis=1), vectors, tokens=tokens, valid=valid)
 
-    default = lambda v, inverse: emulate_values(v, inverse, tokens=tokens, valid=valid)
-    return lax.platform_dependent(v.reshape(*v.shape[:2], -1), 1.0 / scale, cuda=kernel, default=default)
+    default = lambda v, vectors: emulate_values(v, vectors, tokens=tokens, valid=valid)
+    vectors = jnp.stack([mean, 1.0 / scale], axis=2)
+    return lax.platform_dependent(v.reshape(*v.shape[:2], -1), vectors, cuda=kernel, default=default)
 
 
 # The kernels in plain JAX.
@@ -116,10 +119,11 @@ def emulate_rows(x: Array, vectors: Array | None, inverse: Array | None, angles:
     return codes, scale.reshape(*scale.shape[:2], plan.tiles, ROWS)
 
 
-def emulate_values(v: Array, inverse: Array, *, tokens: int, valid: int) -> Array:
+def emulate_values(v: Array, vectors: Array, *, tokens: int, valid: int) -> Array:
     """`prologue_sm90.transpose_values`."""
     batch, rows, width = v.shape
-    y = v.astype(jnp.float32).reshape(batch, rows, width // HEAD, HEAD) * inverse[:, None]
+    mean, inverse = (vectors[:, None, :, i] for i in (0, 1))
+    y = (v.astype(jnp.float32).reshape(batch, rows, width // HEAD, HEAD) - mean) * inverse
     codes = jnp.clip(existing(y, valid), -E4M3_MAX, E4M3_MAX).astype(jnp.float8_e4m3fn)
     ones = jnp.broadcast_to((jnp.arange(rows) < valid)[None, :, None, None], (*y.shape[:3], ONES))
     stacked = pad_tokens(jnp.concatenate([codes, ones.astype(codes.dtype)], axis=3), tokens)

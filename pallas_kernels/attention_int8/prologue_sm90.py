@@ -199,8 +199,11 @@ class Round:
             pl.when(here)(functools.partial(plgpu.copy_smem_to_gmem, source, target))
 
 
-def transpose_values(v: Array, inverse_scale: Array, *, tokens: int, valid: int) -> Array:
-    """e4m3 (b·a, 136, tokens) of v bf16 (b, s, a·128), s a multiple of 8; inverse_scale f32 (b, a, 128)."""
+def transpose_values(v: Array, vectors: Array, *, tokens: int, valid: int) -> Array:
+    """e4m3 (b·a, 136, tokens) of v bf16 (b, s, a·128), s a multiple of 8.
+
+    vectors f32 (b, a, 2, 128): what to subtract and what to multiply by then.
+    """
     batch, _, width = v.shape
     heads = width // HEAD
     call = launch_grid(
@@ -212,7 +215,7 @@ def transpose_values(v: Array, inverse_scale: Array, *, tokens: int, valid: int)
     one = lax.bitcast_convert_type(jnp.ones((), jnp.float8_e4m3fn), jnp.int8)
     exist = place_groups(jnp.arange(tokens)) < valid
     ones = jnp.broadcast_to(jnp.where(exist, one, jnp.int8(0))[None], (ONES, tokens))
-    codes = call(v, inverse_scale, jnp.eye(ROWS, dtype=jnp.bfloat16), ones)
+    codes = call(v, vectors, jnp.eye(ROWS, dtype=jnp.bfloat16), ones)
     return lax.bitcast_convert_type(codes, jnp.float8_e4m3fn)
 
 
@@ -229,20 +232,20 @@ class Transpose:
     valid: int
     block = 128
 
-    def __call__(self, v_gmem, inverse_gmem, identity_gmem, ones_gmem, out_gmem) -> None:
+    def __call__(self, v_gmem, vectors_gmem, identity_gmem, ones_gmem, out_gmem) -> None:
         half = (2, ROWS, self.block)
         pl.run_scoped(
-            functools.partial(self._tile, v_gmem, inverse_gmem, identity_gmem, ones_gmem, out_gmem),
+            functools.partial(self._tile, v_gmem, vectors_gmem, identity_gmem, ones_gmem, out_gmem),
             v_smem=plgpu.SMEM((self.block, HEAD), jnp.bfloat16, transforms=swizzled(64, jnp.bfloat16)),
             identity_smem=plgpu.SMEM((ROWS, ROWS), jnp.bfloat16, transforms=swizzled(64, jnp.bfloat16)),
-            inverse_smem=plgpu.SMEM((HEAD,), jnp.float32),
+            vectors_smem=plgpu.SMEM((2, HEAD), jnp.float32),
             ones_smem=plgpu.SMEM((ONES, self.block), jnp.int8),
             out_smem=plgpu.SMEM(half, jnp.int8, transforms=swizzled(32, jnp.int8)),
             arrived=plgpu.Barrier(num_arrivals=4),
             collective_axes="wg",
         )
 
-    def _tile(self, v_gmem, inverse_gmem, identity_gmem, ones_gmem, out_gmem, **scratch) -> None:
+    def _tile(self, v_gmem, vectors_gmem, identity_gmem, ones_gmem, out_gmem, **scratch) -> None:
         wg, batch, head = lax.axis_index("wg"), lax.axis_index("batch"), lax.axis_index("head")
         first = lax.axis_index("block") * self.block
         span, channels, arrived = pl.ds(first, self.block), pl.ds(wg * ROWS, ROWS), scratch["arrived"]
@@ -252,7 +255,7 @@ class Transpose:
             source = v_gmem.at[batch, span, pl.ds(head * HEAD, HEAD)]
             plgpu.copy_gmem_to_smem(source, scratch["v_smem"], arrived)
             plgpu.copy_gmem_to_smem(identity_gmem, scratch["identity_smem"], arrived)
-            plgpu.copy_gmem_to_smem(inverse_gmem.at[batch, head], scratch["inverse_smem"], arrived)
+            plgpu.copy_gmem_to_smem(vectors_gmem.at[batch, head], scratch["vectors_smem"], arrived)
             plgpu.copy_gmem_to_smem(ones_gmem.at[:, span], scratch["ones_smem"], arrived)
 
         plgpu.barrier_wait(arrived)
@@ -264,7 +267,10 @@ class Transpose:
 
         shape = (ROWS, self.block)
         values = pl.run_scoped(turn, plgpu.ACC(shape, jnp.float32))
-        values = values * lax.broadcast_in_dim(load(scratch["inverse_smem"].at[channels], BY_ROW), shape, (0,))
+        mean, inverse = (
+            lax.broadcast_in_dim(load(scratch["vectors_smem"].at[i, channels], BY_ROW), shape, (0,)) for i in (0, 1)
+        )
+        values = (values - mean) * inverse
         column = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA)
         zeros = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)
         out_smem = scratch["out_smem"].at[wg]

@@ -124,6 +124,11 @@ def constant(x: float, kind: str) -> Value:
     return arith.constant(_TYPES["r"](), x) if kind == "r" else utils.c(x, _TYPES[kind]())
 
 
+def own_zero() -> Value:
+    """A zero in a register of its own. As a constant it is one register for all, and wgmma, moving it, runs alone."""
+    return emit("mov.f32 {o[0]}, 0f00000000;", "f", volatile=True)[0]
+
+
 def fma(x: Value, scale: Value, offset: Value) -> Value:
     return op("fma.rn.f32 {o[0]}, {i[0]}, {i[1]}, {i[2]};", "f", ("f", x), ("f", scale), ("f", offset))
 
@@ -212,6 +217,10 @@ def thread_column() -> Value:
     return op("{{ .reg .b32 a; mov.u32 a, %tid.x; and.b32 {o[0]}, a, 3; }}", "r")
 
 
+def thread_in_cta() -> Value:
+    return op("mov.u32 {o[0]}, %tid.x;", "r")
+
+
 def load_global(ref: Value, offset: Value) -> Value:
     """An f32 of an array in device memory, `offset` values from its start."""
     text = (
@@ -228,6 +237,21 @@ def store_global(ref: Value, offset: Value, x: Value, here: Value) -> None:
         "cvta.to.global.u64 p, p; @q st.global.b32 [p], {i[2]}; }}"
     )
     emit(text, "", [("l", _address(ref)), ("r", offset), ("f", x), ("r", here)], volatile=True)
+
+
+def shared_address(ref: Value) -> Value:
+    return op("cvt.u32.u64 {o[0]}, {i[0]};", "r", ("l", _address(ref)))
+
+
+def load_shared(address: Value, offset: int) -> list[Value]:
+    """Four f32."""
+    text = f"ld.shared.v4.f32 {{{{{{o[0]}}, {{o[1]}}, {{o[2]}}, {{o[3]}}}}}}, [{{i[0]}} + {offset}];"
+    return emit(text, "ffff", [("r", address)], volatile=True)
+
+
+def store_shared(address: Value, offset: int, four: Sequence[Value]) -> None:
+    text = f"st.shared.v4.f32 [{{i[0]}} + {offset}], {{{{{{i[1]}}, {{i[2]}}, {{i[3]}}, {{i[4]}}}}}};"
+    emit(text, "", [("r", address), *(("f", x) for x in four)], volatile=True)
 
 
 def descriptor(ref: Value, *, stride: int, leading: int = 0, swizzle: int) -> Value:

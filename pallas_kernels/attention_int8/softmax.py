@@ -10,7 +10,15 @@ import functools
 import math
 
 from pallas_kernels.attention_int8 import ptx
-from pallas_kernels.attention_int8.numbers import F16_BIAS, F16_ONE, GROUP, LINEAR_GROUPS, LINEAR_SHIFT, PARABOLA
+from pallas_kernels.attention_int8.numbers import (
+    F16_BIAS,
+    F16_ONE,
+    GROUP,
+    HEAD,
+    LINEAR_GROUPS,
+    LINEAR_SHIFT,
+    PARABOLA,
+)
 from pallas_kernels.attention_int8.ptx import Value
 from pallas_kernels.attention_int8.tile import Tile
 
@@ -19,6 +27,7 @@ SUM_CHAINS = 4
 LOWEST = -1e30
 SMALLEST_F16 = 2.0**-24  # its bits are 1
 E4M3_BIAS = 7
+ONE = HEAD // 2  # the accumulator of a thread's first row and the first column of ones
 
 
 def softmax(
@@ -43,7 +52,14 @@ def softmax(
         p, sums = weigh(tile, rows, scale, offset, valid)
     o = _rescale(tile, o, top, new_top)
     acc = tile.accumulators
+    if tile.promotes:  # what the column of ones summed since the last block, before it gets long
+        sums, o[ONE:acc] = _ones(o), [ptx.own_zero() for _ in range(acc - ONE)]
     return o[:acc] + [ptx.add(o[acc + r], x) for r, x in enumerate(sums)], p, new_top
+
+
+def _ones(o: list[Value]) -> list[Value]:
+    """The two rows' products with the first column of ones."""
+    return [o[ONE], o[ONE + 2]]
 
 
 def start(tile: Tile) -> tuple[list[Value], list[Value]]:
@@ -54,12 +70,14 @@ def start(tile: Tile) -> tuple[list[Value], list[Value]]:
 def finish(tile: Tile, o: list[Value], top: list[Value]) -> tuple[list[Value], list[Value]]:
     """(O divided by the row sums, the natural logarithms of the sums of exponentials)."""
     acc = tile.accumulators
-    if tile.pv == "e4m3":
-        sums = [o[64], o[66]]
+    if tile.promotes:
+        sums = [ptx.add(x, y) for x, y in zip(_ones(o), o[acc:], strict=True)]
+    elif tile.pv == "e4m3":
+        sums = _ones(o)
     else:
         sums = [ptx.across_lanes(x, "f", ptx.add) for x in o[acc:]]
     inverse = [ptx.reciprocal(x) for x in sums]
-    out = [ptx.multiply(x, inverse[i // 2 % 2]) for i, x in enumerate(o[:64])]
+    out = [ptx.multiply(x, inverse[i // 2 % 2]) for i, x in enumerate(o[:ONE])]
     return out, [_natural_log(tile, top[r], sums[r]) for r in (0, 1)]
 
 

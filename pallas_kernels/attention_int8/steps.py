@@ -1,13 +1,14 @@
 """The register code of `products` and `softmax` as functions on Pallas values, for the kernel to call."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.attention_int8 import products, ptx
+from pallas_kernels.attention_int8 import products, ptx, totals
 from pallas_kernels.attention_int8 import softmax as registers
 from pallas_kernels.attention_int8.numbers import HEAD, ROWS
 from pallas_kernels.attention_int8.ptx import REF, SCALAR, bag, pack, unpack
@@ -22,7 +23,7 @@ class Steps:
     """What one warpgroup does. O, P, S and the statistics (two maxima, two query scales) are bags of registers."""
 
     tile: Tile
-    transforms: tuple[Any, Any, Any]  # of Q, K and V in shared memory
+    transforms: tuple[Any, Any, Any, Any]  # of Q, K, V and the staged output in shared memory
 
     @property
     def _o(self) -> Any:
@@ -37,7 +38,7 @@ class Steps:
         return bag(self.tile.scores, self.tile.score_kind)
 
     @property
-    def _refs(self) -> tuple[Any, Any, Any]:
+    def _refs(self) -> tuple[Any, Any, Any, Any]:
         return tuple(plgpu.RefType(transforms) for transforms in self.transforms)
 
     def start(self, q_scale: Ref, first_row: jax.Array) -> tuple[Bag, Bag]:
@@ -54,7 +55,7 @@ class Steps:
 
     def first_scores(self, q: Ref, k: Ref, k_scale: Ref, block: jax.Array) -> tuple[Bag, Bag]:
         """(S, the scale of this block's keys)."""
-        q_ref, k_ref, _ = self._refs
+        q_ref, k_ref, *_ = self._refs
 
         @plgpu.inline_mgpu(arg_types=(q_ref, k_ref, REF, SCALAR), return_type=(self._s, bag(1, "f")))
         def run(_, q, k, k_scale, block):
@@ -67,7 +68,7 @@ class Steps:
         self, o: Bag, p: Bag, q: Ref, k: Ref, v: Ref, warpgroup: jax.Array, k_scale: Ref, block: jax.Array
     ) -> tuple[Bag, Bag, Bag]:
         """(O with this block's P·V, S of the next block, the scale of its keys)."""
-        arg_types = (self._o.layout, self._p.layout, *self._refs, SCALAR, REF, SCALAR)
+        arg_types = (self._o.layout, self._p.layout, *self._refs[:3], SCALAR, REF, SCALAR)
 
         @plgpu.inline_mgpu(arg_types=arg_types, return_type=(self._o, self._s, bag(1, "f")))
         def run(_, o, p, q, k, v, warpgroup, k_scale, block):
@@ -91,6 +92,26 @@ class Steps:
 
         return run(s, o, statistics, k_scale)
 
+    def clear_totals(self, memory: Ref) -> None:
+        run = plgpu.inline_mgpu(arg_types=(self._refs[3],))
+        run(lambda _, memory: totals.clear(self.tile, memory))(memory)
+
+    def promote(self, o: Bag, statistics: Bag, memory: Ref) -> Bag:
+        """An empty O: it is in the totals now."""
+        return self._on_totals(totals.promote, o, statistics, memory)
+
+    def final_sums(self, o: Bag, statistics: Bag, memory: Ref) -> Bag:
+        return self._on_totals(totals.final, o, statistics, memory)
+
+    def _on_totals(self, function: Callable[..., list[Any]], o: Bag, statistics: Bag, memory: Ref) -> Bag:
+        arg_types = (self._o.layout, bag(4, "f").layout, self._refs[3])
+
+        @plgpu.inline_mgpu(arg_types=arg_types, return_type=self._o)
+        def run(_, o, statistics, memory):
+            return pack(function(self.tile, memory, unpack(o), unpack(statistics)[:2]), "f")
+
+        return run(o, statistics, memory)
+
     def last_outputs(self, o: Bag, p: Bag, v: Ref) -> Bag:
         @plgpu.inline_mgpu(arg_types=(self._o.layout, self._p.layout, self._refs[2]), return_type=self._o)
         def run(_, o, p, v):
@@ -98,22 +119,25 @@ class Steps:
 
         return run(o, p, v)
 
-    def finish(self, o: Bag, statistics: Bag, v_scale: Ref, first_channel: jax.Array) -> tuple[jax.Array, Bag]:
+    def finish(
+        self, o: Bag, statistics: Bag, v_scale: Ref, v_mean: Ref, first_channel: jax.Array
+    ) -> tuple[jax.Array, Bag]:
         """(softmax·V in f32, log-sum-exp of the two rows)."""
         out = plgpu.ShapeDtypeStruct((ROWS, HEAD), jnp.float32, layout=plgpu.Layout.WGMMA)
-        arg_types = (self._o.layout, bag(4, "f").layout, REF, SCALAR)
+        arg_types = (self._o.layout, bag(4, "f").layout, REF, REF, SCALAR)
 
         @plgpu.inline_mgpu(arg_types=arg_types, return_type=(out, bag(2, "f")))
-        def run(_, o, statistics, v_scale, first_channel):
+        def run(_, o, statistics, v_scale, v_mean, first_channel):
             o, lse = registers.finish(self.tile, unpack(o), unpack(statistics)[:2])
             lane = ptx.thread_column()
             channel = ptx.add(ptx.add(lane, lane, "r"), unpack(first_channel)[0], "r")
             offsets = [ptx.constant(8 * t + j, "r") for t in range(HEAD // 8) for j in (0, 1)]
-            scales = [ptx.load_global(v_scale, ptx.add(channel, offset, "r")) for offset in offsets]
-            scaled = [ptx.multiply(x, scales[i // 4 * 2 + i % 2]) for i, x in enumerate(o)]
+            places = [ptx.add(channel, offset, "r") for offset in offsets]
+            scale, mean = ([ptx.load_global(ref, place) for place in places] for ref in (v_scale, v_mean))
+            scaled = [ptx.fma(x, *(vector[i // 4 * 2 + i % 2] for vector in (scale, mean))) for i, x in enumerate(o)]
             return ptx.accumulator(scaled, HEAD), pack(lse, "f")
 
-        return run(o, statistics, v_scale, first_channel)
+        return run(o, statistics, v_scale, v_mean, first_channel)
 
     def store_lse(self, ref: Ref, lse: Bag, first: jax.Array, rows: jax.Array) -> None:
         """Rows of this warpgroup from `first` on in a flat array; of them `rows` exist."""
@@ -130,6 +154,10 @@ class Steps:
                 ptx.store_global(ref, ptx.add(unpack(first)[0], row, "r"), x, here)
 
         run(ref, lse, first, rows)
+
+    def wait_for_both(self) -> None:
+        """Until both warpgroups are here."""
+        plgpu.inline_mgpu()(lambda _: products.wait_for_both())()
 
     def give_first_turn(self, warpgroup: jax.Array) -> None:
         plgpu.inline_mgpu(arg_types=(SCALAR,))(lambda _, wg: products.give_first_turn(unpack(wg)[0]))(warpgroup)

@@ -133,9 +133,10 @@ def test_interpreted_rounding_matches_its_emulation_without_races(rng, registers
 @interpretable
 def test_interpreted_transposing_matches_its_emulation_without_races(rng, registers_in_plain_jax):
     v = jnp.asarray(rng.standard_normal((1, 296, 2 * 128)), jnp.bfloat16)
-    inverse = jnp.asarray(rng.uniform(50, 100, (1, 2, 128)), jnp.float32)
+    mean, inverse = rng.uniform(-1, 1, (1, 2, 128)), rng.uniform(50, 100, (1, 2, 128))
+    vectors = jnp.asarray(np.stack([mean, inverse], axis=2), jnp.float32)
     static = dict(tokens=320, valid=283)
-    ours, theirs = prologue_sm90.transpose_values(v, inverse, **static), prologue.emulate_values(v, inverse, **static)
+    ours, theirs = prologue_sm90.transpose_values(v, vectors, **static), prologue.emulate_values(v, vectors, **static)
     np.testing.assert_array_equal(np.asarray(ours, np.float32), np.asarray(theirs, np.float32))
 
 

@@ -106,12 +106,17 @@ GPU_TESTS = """
 import time
 import pytest
 
-def test_good(): pass
+def test_good(record_property): record_property("error", 0.5)
 @pytest.mark.skip
 def test_elsewhere(): pass
-def test_wrong(): assert 0
+def test_wrong():
+    error = 0.25
+    assert error < 0.01, f"error {error} against f32"
+def test_broken(): raise RuntimeError("illegal address\\nat 0x0\\nin kernel f")
 def test_hangs(): time.sleep(60)
 def test_after_a_hang(): pass
+@pytest.mark.slow
+def test_times(): pass
 """
 
 
@@ -122,11 +127,33 @@ def test_session_survives_tests_that_hang(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "SHARDS", 1)
     monkeypatch.setattr(session, "HANGS", 3)
     summary = session.Session(tmp_path / "out", 60, (), (), tests="tests", root=tmp_path).run(["tests"])
-    outcomes = {line["test"].partition("::")[2]: line["outcome"] for line in lines(tmp_path / "out" / "tests.jsonl")}
-    alone = {line["test"].partition("::")[2]: line.get("alone") for line in lines(tmp_path / "out" / "tests.jsonl")}
-    assert outcomes["test_good"] == "PASSED" and outcomes["test_wrong"] == "FAILED"
-    assert alone["test_after_a_hang"] == "PASSED" and alone["test_hangs"] is None and alone["test_good"] is None
-    assert "1 passed, 1 skipped, 3 else" in summary and "test_hangs: no end" in summary
+    found = {line["test"].partition("::")[2]: line for line in lines(tmp_path / "out" / "tests.jsonl")}
+    assert found["test_good"]["outcome"] == "PASSED" and found["test_good"]["measured"] == {"error": 0.5}
+    assert found["test_wrong"]["outcome"] == "FAILED"
+    assert found["test_after_a_hang"]["outcome"] == "not run" and found["test_after_a_hang"]["alone"] == "PASSED"
+    assert found["test_hangs"]["alone"] == "no end" and found["test_broken"]["alone"] == "FAILED"
+    assert not any("alone" in found[test] for test in ("test_good", "test_elsewhere", "test_wrong"))
+    assert found["test_times"]["outcome"] == "PASSED" and found["test_times"]["at"] > found["test_hangs"]["at"]
+    assert "2 passed, 1 skipped, 4 else" in summary and "test_hangs: no end" in summary
+    assert "test_wrong: FAILED, alone not tried: AssertionError: error 0.25 against f32" in summary
+
+
+def test_a_session_cut_off_still_tells_why_a_test_failed(tmp_path):
+    (tmp_path / "test_gpu.py").write_text(GPU_TESTS.replace("time.sleep(60)", "__import__('os')._exit(1)"))
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    run = session.Session(tmp_path / "out", 60, (), (), root=tmp_path)
+    run.run([])
+    found = run._run_shards([["test_gpu.py"]], tmp_path / "out" / "tests.jsonl", {})
+    found = {test.partition("::")[2]: line for test, line in found.items()}
+    assert found["test_wrong"]["message"] == "AssertionError: error 0.25 against f32; assert 0.25 < 0.01"
+    assert found["test_broken"]["message"] == "RuntimeError: illegal address; at 0x0; in kernel f"
+    assert found["test_hangs"]["outcome"] == "STARTED" and "test_after_a_hang" not in found
+    assert "RuntimeError: illegal address" in (tmp_path / "out" / "session.log").read_text()
+
+
+def test_every_function_has_its_first_test_before_any_has_its_second():
+    tests = ["a::x[1]", "a::x[2]", "a::x[3]", "a::y", "b::x[1]", "b::x[2]"]
+    assert session.breadth_first(tests) == ["a::x[1]", "a::y", "b::x[1]", "a::x[2]", "b::x[2]", "a::x[3]"]
 
 
 def test_session_runs_a_kernel_again_after_a_crash(tmp_path):
