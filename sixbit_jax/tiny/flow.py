@@ -110,7 +110,9 @@ def drop_captions(
 ) -> tuple[Int[Array, "b p"], Int[Array, "b p"]]:
     """Where `empty`, the tokens of the empty prompt: its end and nothing else."""
     first = (jnp.arange(ids.shape[1]) == 0)[None]
-    return jnp.where(empty[:, None], jnp.where(first, END_ID, 0), ids), jnp.where(empty[:, None], first.astype(jnp.int32), mask)
+    return jnp.where(empty[:, None], jnp.where(first, END_ID, 0), ids), jnp.where(
+        empty[:, None], first.astype(jnp.int32), mask
+    )
 
 
 def read_captions(params: Params, sizes: Sizes, ids: Int[Array, "b p"], mask: Int[Array, "b p"]) -> wan.Context:
