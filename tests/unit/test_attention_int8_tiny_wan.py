@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_error_model import predicted_error
 
 from pallas_kernels.attention_int8 import attention_int8
 from sixbit_jax.attention.reference import attend
@@ -35,29 +36,35 @@ def seen():
     return operands
 
 
-def errors(operands, pv):
-    """(relative error, cosine) of each."""
+def compare(operands, pv):
+    """(relative error, what the error model says of it, cosine) of each."""
     found = []
     for q, k, v in operands:
         exact = np.asarray(attend(*map(jnp.asarray, (q, k, v)), k.shape[1]), np.float64)
         out = np.asarray(attention_int8(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), pv=pv), np.float64)
         cosine = (out * exact).sum() / np.linalg.norm(out) / np.linalg.norm(exact)
-        found.append((np.linalg.norm(out - exact) / np.linalg.norm(exact), cosine))
-    return np.array(found)
+        error = np.linalg.norm(out - exact) / np.linalg.norm(exact)
+        found.append((error, predicted_error(q, k, v, pv), cosine))
+    return np.array(found).T
 
 
-def test_self_attention(seen):
-    """Measured: 16-bit V 0.4 to 2.1 %; 8-bit V 0.8 to 3.0 %, most where rows are peaked and its rounding stays."""
+@pytest.mark.parametrize("pv", ["bf16", "f16", "e4m3"])
+def test_self_attention(seen, pv):
+    """Measured: 16-bit V 0.4 to 2.1 %, 0.93 to 1.10 of the model; 8-bit V 0.8 to 3.1 %, 0.73 to 0.81 of it."""
     layers = [x for x in seen if x[1].shape[1] != TEXT_TOKENS]
     assert len(layers) == 20
-    narrow, wide, parabola = errors(layers, "e4m3"), errors(layers, "bf16"), errors(layers, "f16")
-    assert all((x[:, 1] > 0.999).all() for x in (narrow, wide, parabola))
-    assert max(wide[:, 0].max(), parabola[:, 0].max()) < 0.024
-    assert np.median(narrow[:, 0]) < 0.018 and narrow[:, 0].max() < 0.033
+    error, expected, cosine = compare(layers, pv)
+    assert (error < 1.25 * expected).all()
+    assert (error > 0.6 * expected).all()  # a bound that says nothing would be no test
+    assert (cosine > 0.999).all()
 
 
 def test_cross_attention_keeps_16_bits_of_v(seen):
-    """Where keys are few, `attention="int8"` does this."""
-    wide = errors([x for x in seen if x[1].shape[1] == TEXT_TOKENS], "bf16")
-    assert len(wide) == 20
-    assert wide[:, 0].max() < 0.013 and (wide[:, 1] > 0.9999).all()
+    """Where keys are few, `attention="int8"` does this. The same roundings of eight different keys meet all queries, so
+    they do not average out."""
+    layers = [x for x in seen if x[1].shape[1] == TEXT_TOKENS]
+    assert len(layers) == 20
+    error, expected, cosine = compare(layers, "bf16")
+    assert (error < 2 * expected).all()
+    assert (error > 0.5 * expected).all()
+    assert (cosine > 0.9999).all()
