@@ -62,7 +62,7 @@ def train_dit(run: DiTRun, stage: Stage, budget: Budget, *, resume: bool) -> Non
     for name, tree in state.params.items():
         print(f"dit: {name} {sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6:.2f} M parameters", flush=True)
     clips = abstract_clips(vae_config, run.sizes, run.clips)
-    chunk = chunk_of(functools.partial(_step, run), budget.chunk)
+    chunk = chunk_of(functools.partial(train_step, run), budget.chunk)
     run_chunk = ahead(chunk, state, clips, jnp.int32(0), donate=(0,))
     sheet = _Sheet(run, stage.work, vae_config, vae_params, state.ema)
     data = _encode_world(run, vae_config, vae_params)
@@ -77,7 +77,10 @@ def load_dit(work: Path, sizes: Sizes) -> Params:
     return load_tree(work / "dit.npz", abstract)
 
 
-def _step(run: DiTRun, state: TrainState, data: dict[str, Any], total: Array) -> tuple[TrainState, dict[str, Array]]:
+def train_step(
+    run: DiTRun, state: TrainState, data: dict[str, Any], total: Array
+) -> tuple[TrainState, dict[str, Array]]:
+    """One optimizer step on clips and captions that follow from the seed and the step."""
     pick_key, words_key, flow_key = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), state.step), 3)
     rows = jax.random.randint(pick_key, (run.batch,), 0, run.clips)
     clips = jax.tree.map(lambda leaf: leaf[rows], data)
