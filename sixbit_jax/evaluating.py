@@ -130,16 +130,8 @@ def run_recipe(plan: Plan, recipe: Recipe) -> None:
 
 
 def read_runs(folder: Path) -> dict[str, Any]:
-    """The lines of runs.jsonl by their keys; a line that an interruption cut short is none."""
-    file = folder / "runs.jsonl"
-    runs: dict[str, Any] = {}
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        try:
-            run = json.loads(line)
-        except ValueError:
-            continue
-        runs[run["key"]] = run
-    return runs
+    """The lines of runs.jsonl by their keys."""
+    return outputs.read_lines(folder / "runs.jsonl", "key")
 
 
 def write_tables(plan: Plan, args: argparse.Namespace) -> str:

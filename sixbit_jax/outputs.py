@@ -48,6 +48,21 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     write_text(path, json.dumps(data, indent=2) + "\n")
 
 
+def read_lines(path: Path, key: str) -> dict[str, Any]:
+    """The objects of a file of JSON lines by what each has under `key`, the last of equal ones; none without a file.
+
+    A line that an interruption cut short is none.
+    """
+    found: dict[str, Any] = {}
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        found[line[key]] = line
+    return found
+
+
 def write_text(path: Path, text: str) -> None:
     _write(path, lambda file: file.write(text.encode()))
 

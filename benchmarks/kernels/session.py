@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kernels import verdicts
+from sixbit_jax import outputs
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("tests", "tune", "tables")
@@ -111,7 +112,7 @@ class Session:
         for log in logs:
             self._log(log.read_text(errors="replace"))
             log.unlink()
-        return verdicts.read(path)
+        return outputs.read_lines(path, "test")
 
     # Tuning and tables.
 

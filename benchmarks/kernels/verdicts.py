@@ -7,25 +7,12 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 VARIABLE = "VERDICTS"
 LONGEST = 400  # characters of a message
-
-
-def read(path: Path) -> dict[str, dict[str, Any]]:
-    """Test to its last line; a process that was killed may have left half a one."""
-    found = {}
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        found[line["test"]] = line
-    return found
 
 
 def message_of(error: BaseException) -> str:
