@@ -15,7 +15,7 @@ from sixbit_jax.models.wan_config import TEXT_TOKENS, TRAIN_TIMESTEPS
 from sixbit_jax.shapes import Params
 from sixbit_jax.text import zero_padding
 from sixbit_jax.tiny.autoencoding import half_precision
-from sixbit_jax.tiny.lexicon import END_ID
+from sixbit_jax.tiny.lexicon import END_ID, PAD_ID
 from sixbit_jax.tiny.sizes import Sizes
 
 SHIFT = 1.5  # of the noise levels, as in sampling: 320 tokens need fewer high ones than 32,760
@@ -109,10 +109,8 @@ def drop_captions(
     ids: Int[Array, "b p"], mask: Int[Array, "b p"], empty: Array
 ) -> tuple[Int[Array, "b p"], Int[Array, "b p"]]:
     """Where `empty`, the tokens of the empty prompt: its end and nothing else."""
-    first = (jnp.arange(ids.shape[1]) == 0)[None]
-    return jnp.where(empty[:, None], jnp.where(first, END_ID, 0), ids), jnp.where(
-        empty[:, None], first.astype(jnp.int32), mask
-    )
+    first, empty = (jnp.arange(ids.shape[1]) == 0)[None], empty[:, None]
+    return jnp.where(empty, jnp.where(first, END_ID, PAD_ID), ids), jnp.where(empty, first.astype(jnp.int32), mask)
 
 
 def read_captions(params: Params, sizes: Sizes, ids: Int[Array, "b p"], mask: Int[Array, "b p"]) -> wan.Context:

@@ -58,9 +58,7 @@ def decode_bytes(
 def _denoise(
     params: Params, sizes: Sizes, ids: Array, mask: Array, noise: Array, plan: StepPlan, guidance: Array
 ) -> Float[Array, "b t h w c"]:
-    # The empty prompt: its end and nothing else.
-    is_first = jnp.broadcast_to((jnp.arange(ids.shape[1]) == 0)[None], ids.shape)
-    empty_ids, empty_mask = jnp.where(is_first, END_ID, PAD_ID).astype(ids.dtype), is_first.astype(mask.dtype)
+    empty_ids, empty_mask = flow.drop_captions(ids, mask, jnp.ones(len(ids), bool))
     doubled_ids, doubled_mask = jnp.concatenate([ids, empty_ids]), jnp.concatenate([mask, empty_mask])
     both = flow.as_sampled(flow.read_captions(params, sizes, doubled_ids, doubled_mask))
     scheduler = schedulers.get("unipc")
