@@ -15,8 +15,6 @@ import dataclasses
 import functools
 import json
 import os
-import platform
-import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -32,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed package
 
 from benchmarks.kernels.measure import milliseconds  # noqa: E402
+from benchmarks.provenance import provenance  # noqa: E402
 from sixbit_jax import recipes  # noqa: E402
 from sixbit_jax.cli import Parser, run  # noqa: E402
 from sixbit_jax.models import wan  # noqa: E402
@@ -60,7 +59,7 @@ def main() -> None:
         result |= skip_times(args.size, args.cache_format)
     if args.what != "skip":
         result |= forward_times(args.size, args.cache_format)
-    result |= provenance()
+    result |= provenance("benchmarks/policies.py")
     print(json.dumps(result, indent=1))
     if args.output:
         with args.output.open("a") as file:
@@ -176,14 +175,6 @@ def random_params(config: WanConfig) -> Any:
 
     dense = jax.tree_util.tree_map_with_path(draw, abstract_params(config, jnp.bfloat16))
     return quantize(dense, dataclasses.replace(recipes.get("minmax-w4a4"), name="random"))
-
-
-def provenance() -> dict[str, str]:
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = os.environ.get("COMMIT") or subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    device = f"{jax.devices()[0].device_kind}, {platform.machine()}"
-    command = f"python benchmarks/policies.py {' '.join(sys.argv[1:])}"
-    return {"device": device, "jax": jax.__version__, "commit": commit, "command": command}
 
 
 if __name__ == "__main__":

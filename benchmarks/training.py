@@ -24,16 +24,18 @@ import jax.numpy as jnp
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed package
 
+from benchmarks.provenance import provenance  # noqa: E402
 from sixbit_jax.cli import Parser, run  # noqa: E402
 from sixbit_jax.tiny import flow  # noqa: E402
 from sixbit_jax.tiny.ahead import ahead  # noqa: E402
 from sixbit_jax.tiny.clips import abstract_clips  # noqa: E402
 from sixbit_jax.tiny.optimizer import OptimizerConfig, start  # noqa: E402
-from sixbit_jax.tiny.sizes import SIZES  # noqa: E402
+from sixbit_jax.tiny.sizes import SIZES, Sizes  # noqa: E402
 from sixbit_jax.tiny.train_dit import DiTRun, train_step  # noqa: E402
 from sixbit_jax.tiny.training import chunk_of  # noqa: E402
 
 _OPTIMIZER = OptimizerConfig(peak=2e-3, muon=True)
+_CLIPS = 64
 _TOTAL = 10**6  # steps of the run that is pretended
 
 
@@ -47,11 +49,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="append a JSON line a variant")
     args = parser.parse_args()
 
-    clips = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), abstract_clips(SIZES[args.size].vae, SIZES[args.size], 64)
-    )
+    sizes = SIZES[args.size]
+    clips = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract_clips(sizes.vae, sizes, _CLIPS))
     variants = {
-        (batch, recompute): Variant(args.size, batch, recompute, args.steps, clips)
+        (batch, recompute): Variant(sizes, batch, recompute, args.steps, clips)
         for batch, recompute in itertools.product(args.batch, (False, True))
     }
     seconds: dict[Any, list[float]] = collections.defaultdict(list)
@@ -62,7 +63,7 @@ def main() -> None:
                 seconds[key].append(taken / args.steps)
     for (batch, recompute), times in seconds.items():
         line = {"batch": batch, "recompute": recompute, "steps_per_second": round(1 / statistics.median(times), 2)}
-        line |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "size": args.size}
+        line |= {"size": args.size} | provenance("benchmarks/training.py")
         print(json.dumps(line), flush=True)
         if args.output:
             with args.output.open("a") as file:
@@ -72,12 +73,13 @@ def main() -> None:
 
 
 class Variant:
-    def __init__(self, size: str, batch: int, recompute: bool, steps: int, clips: Any):
-        sizes = SIZES[size]
-        run_ = DiTRun(sizes, 0, batch, 64, 64, _OPTIMIZER, None, recompute, 0, 0, 0.0)
+    """A way to train, compiling from when it is made."""
+
+    def __init__(self, sizes: Sizes, batch: int, recompute: bool, steps: int, clips: Any):
+        training = DiTRun(sizes, 0, batch, _CLIPS, _CLIPS, _OPTIMIZER, None, recompute, 0, 0, 0.0)
         self._clips = clips
         self._state = jax.jit(lambda key: start(_OPTIMIZER, flow.init_params(sizes, key)))(jax.random.key(0))
-        chunk = chunk_of(functools.partial(train_step, run_), steps)
+        chunk = chunk_of(functools.partial(train_step, training), steps)
         self._program = ahead(chunk, self._state, clips, jnp.int32(0), donate=(0,))
 
     def run(self) -> float:

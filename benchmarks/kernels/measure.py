@@ -1,16 +1,15 @@
 """Clocks, random data and where a figure comes from."""
 
 import dataclasses
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+from benchmarks.provenance import provenance as of_program
 
 Run = Callable[[], Any]  # starts the work and returns something to wait for, without waiting
 
@@ -109,14 +108,5 @@ def _copy_bandwidth() -> float:
 def provenance() -> dict[str, str]:
     import torch
 
-    commit = (
-        os.environ.get("COMMIT")
-        or subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    )
-    return {
-        "device": torch.cuda.get_device_name(),
-        "jax": jax.__version__,
-        "torch": torch.__version__,
-        "commit": commit,
-        "command": f"python scripts/benchmark.py {' '.join(sys.argv[1:])}",
-    }
+    device = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    return of_program("scripts/benchmark.py") | device
