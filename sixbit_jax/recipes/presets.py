@@ -31,7 +31,7 @@ from sixbit_jax.routes import Route
 
 BLOCKS = "blocks/*"
 NVFP4 = ScaleSearch()
-# Whole steps: block by block, as the paper has it, loses 10 dB more at the same work (docs/6bit.md).
+# Whole steps: block by block, as the paper has it, loses 15 dB more at the same work (docs/6bit.md).
 CACHE = TemporalDeltaCache(cache_format="int8", together="step")
 # Implementations that round are only ever chosen by name; where this one cannot run, an exact one does.
 LOW_ATTENTION = ("int8", "cudnn", "xla")
