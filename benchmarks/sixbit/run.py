@@ -8,6 +8,7 @@ recipes start from the same noise; figures are against the dense model.
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import shlex
 import sys
@@ -27,7 +28,7 @@ from sixbit_jax.components import locate  # noqa: E402
 from sixbit_jax.errors import UserError, nearest  # noqa: E402
 from sixbit_jax.evaluate.comparison import Summary, markdown, summarize  # noqa: E402
 from sixbit_jax.evaluate.prompts import held_out, read_prompts, shown  # noqa: E402
-from sixbit_jax.evaluating import Case, Plan, read_runs, run_recipe  # noqa: E402
+from sixbit_jax.evaluating import Case, Plan, read_runs, run_recipes  # noqa: E402
 from sixbit_jax.pipeline import WanPipeline  # noqa: E402
 from sixbit_jax.recipes import Recipe  # noqa: E402
 
@@ -41,6 +42,7 @@ def main() -> None:
     what.add_argument("--prompts", type=Path, metavar="FILE", help=".txt or .jsonl, as scripts/evaluate.py takes")
     p.add_argument("--steps", type=int, default=50, help="denoising steps")
     p.add_argument("--dtype", choices=("bf16", "f32"), default="f32", help="of what is not quantized")
+    p.add_argument("--processes", type=int, default=1, help="that share the recipes; each holds a model")
     p.add_argument("--output", type=Path, default=Path("outputs/sixbit"), help="folder; a run in it is continued")
     args = p.parse_args()
 
@@ -48,13 +50,13 @@ def main() -> None:
     for name in names:
         if name not in EXPERIMENTS:
             raise UserError(f'--experiments: unknown "{name}"; {nearest(name, EXPERIMENTS)}')
+    if args.processes < 1:
+        raise UserError(f"--processes {args.processes}: needs at least 1")
     plan = make_plan(args)
-    run_recipe(plan, plan.recipes[0])
     bench = make_bench(args, plan)
     for name in names:
         chosen = EXPERIMENTS[name](bench)
-        for recipe in chosen:
-            run_recipe(plan, recipe)
+        bench.run(chosen)
         write(args, plan, name, chosen)
 
 
@@ -76,15 +78,17 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
 
 def make_bench(args: argparse.Namespace, plan: Plan) -> Bench:
+    run = functools.partial(run_recipes, plan, processes=args.processes)
+
     def ran(recipe: Recipe, figure: str) -> float:
-        run_recipe(plan, recipe)
+        run([recipe])
         return float(np.mean([line["figures"][figure] for line in lines(plan, recipe)]))
 
     def schedules() -> stack_residual.Calibration:
         dense = WanPipeline.load(plan.model, plan.recipes[0])
         return stack_residual.calibrate(dense, dense.settings(prompt=shown(1)[0].text, num_inference_steps=args.steps))
 
-    return Bench(args.model, args.steps, args.dtype, ran, schedules)
+    return Bench(args.model, args.steps, args.dtype, run, ran, schedules)
 
 
 def lines(plan: Plan, recipe: Recipe) -> list[dict]:
