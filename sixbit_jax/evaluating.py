@@ -14,10 +14,13 @@ import dataclasses
 import functools
 import hashlib
 import json
+import multiprocessing
 import platform
 import shlex
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -79,8 +82,7 @@ def evaluate_command(args: argparse.Namespace) -> None:
     plan = make_plan(args)
     if args.write_prompts:
         write_prompts(args.write_prompts, [case.prompt for case in plan.cases if case.seed == args.first_seed])
-    for recipe in plan.recipes:
-        run_recipe(plan, recipe)
+    run_recipes(plan, plan.recipes, args.processes)
     print(write_tables(plan, args))
 
 
@@ -88,8 +90,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
     """Everything that can be wrong is looked at here."""
     chosen = [_with_options(recipes.load(name), args) for name in _names(args)]
     prompts = held_out(args.held_out) if args.held_out else read_prompts(args.prompts)
-    if args.seeds < 1:
-        raise UserError(f"--seeds {args.seeds}: needs at least 1")
+    for flag, number in (("--seeds", args.seeds), ("--processes", args.processes)):
+        if number < 1:
+            raise UserError(f"{flag} {number}: needs at least 1")
     outputs.check_writable("--output", args.output / "runs.jsonl")
     overrides = {name: getattr(args, name) for name in _OVERRIDES if getattr(args, name) is not None}
     statistics = gather_statistics(args, args.model, chosen[0].dtype)
@@ -110,7 +113,20 @@ def make_plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def run_recipe(plan: Plan, recipe: Recipe) -> None:
+def run_recipes(plan: Plan, chosen: Sequence[Recipe], processes: int = 1) -> None:
+    """`run_recipe` of each, of the reference first. More than one process: most of a short run is compiling."""
+    run_recipe(plan, plan.recipes[0])
+    if processes == 1 or len(chosen) == 1:
+        for recipe in chosen:
+            run_recipe(plan, recipe)
+        return
+    work = functools.partial(run_recipe, plan, quiet=True)
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        for _ in tqdm(pool.map(work, chosen), total=len(chosen), unit="recipe", dynamic_ncols=True, disable=None):
+            pass  # what went wrong there is raised here
+
+
+def run_recipe(plan: Plan, recipe: Recipe, *, quiet: bool = False) -> None:
     """Make the videos of a recipe that have no figures yet."""
     known, is_reference = read_runs(plan.folder), recipe == plan.recipes[0]
     missing = [
@@ -121,7 +137,7 @@ def run_recipe(plan: Plan, recipe: Recipe) -> None:
     if not missing:
         return
     pipe = WanPipeline.load(plan.model, recipe, statistics=plan.statistics)
-    for case in tqdm(missing, desc=recipe.name, unit="video", dynamic_ncols=True, disable=None):
+    for case in tqdm(missing, desc=recipe.name, unit="video", dynamic_ncols=True, disable=quiet or None):
         settings = plan.overrides | {"seed": case.seed}
         result = cli.interruptible(functools.partial(pipe, case.prompt.text, **settings))
         if is_reference:

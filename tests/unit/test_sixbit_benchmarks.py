@@ -32,7 +32,7 @@ def model(tmp_path_factory) -> Path:
     contents = checkpoint.read_manifest(locate(folder, "f32")).contents
     table = tuple(tuple(0.1 * (layer + group) for group in range(len(GROUPS))) for layer in range(2))
     preset = Preset(
-        "micro", contents, stored_weights(recipes.get("6bit")), "nvfp4", 6, table, table, 0.5, 1.2, (0, 1), {}
+        "micro", contents, stored_weights(recipes.get("6bit")), "nvfp4", 6, table, table, 0.5, 0.5, 1.2, (0, 1), {}
     )
     presets.write_preset(presets.home(folder, "f32") / "6bit.json", preset)
     return folder
@@ -64,9 +64,8 @@ def test_an_experiment_is_run_once_and_written_down(model, tmp_path):
 def test_experiments_are_recipes_that_differ(model, name):
     """Put together without running any: every one has its own name, and a JSON form, which is its key."""
     known = Calibration(np.linspace(1.0, 0.8, 20), np.geomspace(0.3, 0.01, 20), np.array([1.0, 0.0]))
-    bench = Bench(
-        str(model), 20, "f32", lambda recipe, figure: {"activation_bits": 6.0}.get(figure, 0.3), lambda: known
-    )
+    figure = lambda recipe, name: {"activation_bits": 6.0}.get(name, 0.3)
+    bench = Bench(str(model), 20, "f32", lambda recipes: None, figure, lambda: known)
     found = EXPERIMENTS[name](bench)
     assert len({recipe.name for recipe in found}) == len(found) >= 3
     for recipe in found:
