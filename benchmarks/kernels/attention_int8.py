@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.kernels.measure import Ceilings, milliseconds, relative_error, with_peers
 from pallas_kernels.attention_int8 import AttentionConfig, Before, attention_bf16, attention_int8, kernel_sm90, operands
-from pallas_kernels.attention_int8.config import MOST_KEYS, TABLE, case_name, choose_config
+from pallas_kernels.attention_int8.config import FEW, MOST_KEYS, TABLE, case_name, choose_config
 from pallas_kernels.attention_int8.numbers import HEAD
 from pallas_kernels.attention_int8.operands import Operands
 from pallas_kernels.mosaic import device_facts
@@ -24,7 +24,6 @@ NAME = "attention_int8"
 TOKENS = {"480p": 32760, "720p": 75600}
 HEADS = {"1.3B": 12, "14B": 40}
 PROMPT = 512
-FEW = 1024  # keys
 KINDS = {
     "int8": ("s8", "e4m3"),
     "int8, bf16 V": ("s8", "bf16"),

@@ -13,6 +13,7 @@ CONSUMERS = 2  # warpgroups that compute; a third loads
 # promotion (22 % at 32,760). 900 is where it is what Q and K in INT8 cost anyway. Noise loses 0.1 % even at 9,000.
 MOST_KEYS = 900
 MOST_BITS = 15
+FEW = 1024  # keys, such as a prompt's 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class AttentionConfig:
 def choose_config(queries: int, keys: int, heads: int, *, kinds: tuple[str, str], kind: str) -> AttentionConfig:
     """Tuned if this case was measured on this kind of device, else by rule. `kinds` are those of Q·Kᵀ and of P·V."""
     case = case_name(queries, keys, heads, kinds=kinds)
-    return lookup(TABLE, kind, case, AttentionConfig) or _by_rule(queries, kinds)
+    return lookup(TABLE, kind, case, AttentionConfig) or _by_rule(queries, keys, kinds)
 
 
 def case_name(queries: int, keys: int, heads: int, *, kinds: tuple[str, str]) -> str:
@@ -48,9 +49,12 @@ def case_name(queries: int, keys: int, heads: int, *, kinds: tuple[str, str]) ->
     return f"{kinds[0]} {kinds[1]} q{q_bits} k{k_bits}" + (f" a{heads}" if q_bits < MOST_BITS else "")
 
 
-def _by_rule(queries: int, kinds: tuple[str, str]) -> AttentionConfig:
+def _by_rule(queries: int, keys: int, kinds: tuple[str, str]) -> AttentionConfig:
     # A cluster whose second CTA has nothing to do loses more than sharing wins.
     cluster = 2 if ceil_div(queries, 128) >= 16 else 1
+    if keys <= FEW and keys % 128 == 0 and kinds[0] == "s8":
+        # No keys that do not exist: a prompt's 512 would be 672 in blocks of 224, and a mask of 192 spills.
+        return AttentionConfig(block_kv=128, stages=3, cluster=cluster)
     if kinds == ("s8", "e4m3"):
         return AttentionConfig(cluster=cluster)
     if kinds[0] == "s8":

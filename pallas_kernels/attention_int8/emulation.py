@@ -96,7 +96,7 @@ def _step(x: Operands, state: State, j: Array, *, narrow: bool, valid_keys: int,
 
 
 def _scores(q: Array, k: Array) -> Array:
-    """Of codes exact: sums below 2^24 of integers, in f32. As s8 XLA gets them wrong on a GPU without its autotuning."""
+    """Of codes in f32: integers below 2^24, so exact. XLA's of s8 are wrong on a GPU where it may not tune them."""
     if q.dtype == jnp.int8:
         q, k = q.astype(jnp.float32), k.astype(jnp.float32)
     exact = lax.Precision.HIGHEST if q.dtype == jnp.float32 else lax.Precision.DEFAULT
