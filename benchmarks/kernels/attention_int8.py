@@ -1,7 +1,7 @@
 """Attention at the token counts of Wan 1.3B and 14B, next to cuDNN bf16 (JAX) and torch's FlashAttention-2.
 
 The kernel's time is counted alone ("ours") and with its prologue, XLA's and our own ("with prologue", "with fused
-prologue").
+prologue"; "rotated, with prologue" has XLA rotate Q and K first).
 """
 
 import dataclasses
@@ -40,6 +40,7 @@ COLUMNS = (
     "vs torch FA2",
     "with prologue, ms",
     "fused, ms",
+    "rotated, ms",
     "error",
     "cosine",
 )
@@ -80,7 +81,9 @@ def measure(case: Case, ceilings: Ceilings) -> dict[str, Any]:
     kernel = jax.jit(functools.partial(run_kernel, case, config=config))
     whole = jax.jit(functools.partial(run_whole, case, config=config))
     fused = jax.jit(functools.partial(run_whole, case, config=config, prologue="fused"))
-    others = {"with fused prologue": lambda: fused(q, k, v)} if case.variant != "bf16" else {}
+    rotated = jax.jit(functools.partial(run_whole, case, config=config, rotate=True))
+    others = {"with fused prologue": lambda: fused(q, k, v), "rotated, with prologue": lambda: rotated(q, k, v)}
+    others = others if case.variant != "bf16" else {}
     ours = {"ours": lambda: kernel(*prepared), "with prologue": lambda: whole(q, k, v)}
     runs, reasons = with_peers(ours, lambda: {**others, **peers(q, k, v)})
     ms = milliseconds(runs)
@@ -111,6 +114,7 @@ def row(result: dict[str, Any]) -> tuple[Any, ...]:
         ratio("torch FA2"),
         f"{result['ms']['with prologue']:.3f}",
         f"{result['ms'].get('with fused prologue', float('nan')):.3f}",
+        f"{result['ms'].get('rotated, with prologue', float('nan')):.3f}",
         f"{result['error']:.1e}",
         f"{result['cosine']:.5f}",
     )
@@ -144,10 +148,10 @@ def run_kernel(case: Case, *prepared, config: AttentionConfig):
     return kernel_sm90.run(Operands(*prepared), config=config, **static)[0]
 
 
-def run_whole(case: Case, q, k, v, config: AttentionConfig | None = None, prologue: str = "xla"):
+def run_whole(case: Case, q, k, v, config: AttentionConfig | None = None, **how: Any):
     if case.variant == "bf16":
         return attention_bf16(q, k, v, config=config)
-    return attention_int8(q, k, v, pv=KINDS[case.variant][1], config=config, prologue=prologue)
+    return attention_int8(q, k, v, pv=KINDS[case.variant][1], config=config, **how)
 
 
 def peers(q, k, v) -> dict[str, Any]:
