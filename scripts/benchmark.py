@@ -39,7 +39,7 @@ def main() -> None:
     names = args.names or (TUNABLE if args.command == "tune" else KERNELS)
     modules = [load(name) for name in names]
     if args.command == "session":
-        whole = session.Session(args.output, args.seconds, tuple(names), TUNABLE, args.grep, args.tests)
+        whole = session.Session(args.output, args.seconds, tuple(names), TUNABLE, args.grep, tuple(args.tests))
         print(whole.run(args.steps))
     else:
         measure = functools.partial(report.measure, deciding=args.deciding)
@@ -59,7 +59,7 @@ def parse() -> argparse.Namespace:
         command.add_argument("--deciding", action="store_true", help="of the tables, only what a kernel is judged by")
         command.add_argument("--seconds", type=float, default=ONE_DAY, help="start nothing after so long")
     command.add_argument("--steps", nargs="+", default=session.STEPS, choices=session.STEPS)
-    command.add_argument("--tests", default="tests/gpu", help="the file or folder of the GPU tests")
+    command.add_argument("--tests", nargs="+", default=["tests/gpu"], help="files or folders of the GPU tests")
     commands.add_parser("adopt", help="take over tuned configurations").add_argument("tuned", type=Path)
     return parser.parse_args()
 

@@ -62,7 +62,7 @@ class Session:
     kernels: tuple[str, ...]
     tunable: tuple[str, ...]
     grep: str = ""
-    tests: str = "tests/gpu"
+    tests: tuple[str, ...] = ("tests/gpu",)
     root: Path = ROOT
     started: float = dataclasses.field(default_factory=time.monotonic)
 
@@ -96,7 +96,7 @@ class Session:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def _collect(self, marked: str) -> list[str]:
-        command = [sys.executable, *PYTEST, "--collect-only", "-q", "-m", marked, self.tests]
+        command = [sys.executable, *PYTEST, "--collect-only", "-q", "-m", marked, *self.tests]
         environment = _environment() | {"JAX_PLATFORMS": "cpu"}  # a GPU takes seconds to start
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
         self._log(done.stdout[-2000:] + done.stderr[-2000:])

@@ -158,7 +158,7 @@ def test_session_survives_tests_that_hang(tmp_path, monkeypatch):
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     monkeypatch.setattr(session, "SHARDS", 1)
     monkeypatch.setattr(session, "HANGS", 3)
-    summary = session.Session(tmp_path / "out", 60, (), (), tests="tests", root=tmp_path).run(["tests"])
+    summary = session.Session(tmp_path / "out", 60, (), (), tests=("tests",), root=tmp_path).run(["tests"])
     found = {line["test"].partition("::")[2]: line for line in lines(tmp_path / "out" / "tests.jsonl")}
     assert found["test_good"]["outcome"] == "PASSED" and found["test_good"]["measured"] == {"error": 0.5}
     assert found["test_wrong"]["outcome"] == "FAILED"
