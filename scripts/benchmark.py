@@ -3,6 +3,7 @@
     python scripts/benchmark.py kernels                       all of them -> benchmarks/kernels.jsonl, kernels.md
     python scripts/benchmark.py kernels int8_matmul --grep 14B
     python scripts/benchmark.py tune int8_matmul              -> the kernel's tuned.json
+    python scripts/benchmark.py kernels --deciding            only the cases that a kernel is judged by
     python scripts/benchmark.py session --seconds 570 --output outputs/gpu     GPU tests, tuning and tables in one go
     python scripts/benchmark.py adopt outputs/gpu/tuned.json  the configurations a session found, as the kernels' own
 
@@ -10,6 +11,7 @@ Needs torch beside jax, for the peers. A run goes on where its output ends: remo
 """
 
 import argparse
+import functools
 import importlib
 import os
 import sys
@@ -37,10 +39,11 @@ def main() -> None:
     names = args.names or (TUNABLE if args.command == "tune" else KERNELS)
     modules = [load(name) for name in names]
     if args.command == "session":
-        whole = session.Session(args.output, args.seconds, tuple(names), TUNABLE, args.grep, args.tests)
+        whole = session.Session(args.output, args.seconds, tuple(names), TUNABLE, args.grep, tuple(args.tests))
         print(whole.run(args.steps))
     else:
-        action = {"kernels": report.measure, "tune": report.tune}[args.command]
+        measure = functools.partial(report.measure, deciding=args.deciding)
+        action = {"kernels": measure, "tune": report.tune}[args.command]
         action(modules, args.grep, args.output, seconds=args.seconds)
 
 
@@ -53,9 +56,10 @@ def parse() -> argparse.Namespace:
         command.add_argument("names", nargs="*", help=f"kernels (default: all of {', '.join(KERNELS)})")
         command.add_argument("--grep", default="", help="only cases whose description contains this")
         command.add_argument("--output", type=Path, default=outputs[name])
+        command.add_argument("--deciding", action="store_true", help="of the tables, only what a kernel is judged by")
         command.add_argument("--seconds", type=float, default=ONE_DAY, help="start nothing after so long")
     command.add_argument("--steps", nargs="+", default=session.STEPS, choices=session.STEPS)
-    command.add_argument("--tests", default="tests/gpu", help="the file or folder of the GPU tests")
+    command.add_argument("--tests", nargs="+", default=["tests/gpu"], help="files or folders of the GPU tests")
     commands.add_parser("adopt", help="take over tuned configurations").add_argument("tuned", type=Path)
     return parser.parse_args()
 

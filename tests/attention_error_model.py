@@ -33,7 +33,8 @@ def predicted_error(q: np.ndarray, k: np.ndarray, v: np.ndarray, pv: str) -> flo
     of_floats = 2.0 ** (-2 * MANTISSA[pv]) / 3
     kept = v - v_mean if pv == "e4m3" else v
     of_rest = (p**2 * ((of_keys + of_floats) * apart + of_floats * _squares(kept)[:, None])).sum()
-    return float(np.sqrt((of_queries + of_rest) / (out**2).sum()))
+    of_result = 2.0 ** (-2 * MANTISSA["bf16"]) / 3
+    return float(np.sqrt((of_queries + of_rest) / (out**2).sum() + of_result))
 
 
 def _variance(x: np.ndarray, shared: tuple[int, ...]) -> np.ndarray:

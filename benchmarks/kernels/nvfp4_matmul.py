@@ -35,6 +35,11 @@ def cases() -> list[Case]:
     return expanded + few + [Case("fused", 64, k, n) for k, n in LAYERS if (k, n) != (5120, 13824)]
 
 
+def decides(case: Case) -> bool:
+    """What expanding costs, and how fast few tokens are, at the largest layer."""
+    return (case.k, case.n) == (5120, 13824) and case.what != "expand to bf16"
+
+
 def measure(case: Case, ceilings: Ceilings) -> dict[str, Any]:
     result = (_measure_fused if case.what == "fused" else _measure_expand)(case)
     # Four and a half bits a value in; eight or sixteen out, when expanded.

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,13 +23,14 @@ Line = dict[str, Any]
 FOREVER = float("inf")
 
 
-def measure(modules: Iterable[ModuleType], grep: str, output: Path, *, seconds: float = FOREVER) -> None:
-    """Every matching case, as far as the time goes; one that fails is recorded with its error, and the rest go on."""
+def measure(
+    modules: Sequence[ModuleType], grep: str, output: Path, *, seconds: float = FOREVER, deciding: bool = False
+) -> None:
+    """Every matching case, or those that decide; one that fails is recorded with its error, and the rest go on."""
     _require_gpu()
-    deadline, journal = time.monotonic() + seconds, Journal(output)
-    best, origin = ceilings(), provenance()
-    for module in modules:
-        for case in _matching(module, grep):
+    journal, best, origin = Journal(output), ceilings(), provenance()
+    for module, deadline in _in_turn(modules, seconds):
+        for case in _matching(module, grep, deciding):
             key = {"kernel": module.NAME, **dataclasses.asdict(case)}
             if journal.has(key) or time.monotonic() > deadline:
                 continue
@@ -38,15 +39,14 @@ def measure(modules: Iterable[ModuleType], grep: str, output: Path, *, seconds: 
             print(json.dumps(result), flush=True)
             reached = {"copy_tb_per_s": best.copy * 1e-12, "bf16_tflops": best.bf16 * 1e-12}
             journal.add({"kernel": module.NAME, **result, **reached, **origin})
-        output.with_suffix(".md").write_text(render(journal.lines, modules))
+            output.with_suffix(".md").write_text(render(journal.lines, modules))
 
 
-def tune(modules: Iterable[ModuleType], grep: str, output: Path, *, seconds: float = FOREVER) -> None:
+def tune(modules: Sequence[ModuleType], grep: str, output: Path, *, seconds: float = FOREVER) -> None:
     """The fastest candidate of every matching case, into the kernel's table. A wrong result disqualifies."""
     _require_gpu()
-    deadline, journal = time.monotonic() + seconds, Journal(output)
-    kind, origin = jax.devices()[0].device_kind, provenance()
-    for module in modules:
+    journal, kind, origin = Journal(output), jax.devices()[0].device_kind, provenance()
+    for module, deadline in _in_turn(modules, seconds):
         for case in [case for case in module.tuned_cases() if grep in str(case)]:
             path, table_case = module.table_key(case)
             for config in module.candidates(case):
@@ -63,6 +63,14 @@ def tune(modules: Iterable[ModuleType], grep: str, output: Path, *, seconds: flo
                 best = min(times, key=lambda line: line["ms"])
                 write_entry(path, kind, table_case, type(module.candidates(case)[0])(**best["config"]))
                 print(f"{table_case}: {best['ms']:.4f} ms with {best['config']}", flush=True)
+
+
+def _in_turn(modules: Sequence[ModuleType], seconds: float) -> Iterator[tuple[ModuleType, float]]:
+    """Each with the time after which nothing of it starts: half of what is left, of the last all of it."""
+    end = time.monotonic() + seconds
+    for i, module in enumerate(modules):
+        now = time.monotonic()
+        yield module, now + (end - now) / min(2, len(modules) - i)
 
 
 class Journal:
@@ -92,7 +100,12 @@ class Journal:
     @contextlib.contextmanager
     def running(self, key: Line) -> Iterator[None]:
         self._running.write_text(json.dumps(key))
-        yield
+        try:
+            yield
+        except Exception as error:
+            self.add({**key, "failed": _first_line(error)})
+            self._running.unlink()
+            raise
         self._running.unlink()
 
 
@@ -116,6 +129,7 @@ def _time(module: ModuleType, case: Any, config: Any) -> Line:
     try:
         return {"ms": module.timed(case, config)}
     except Exception as error:
+        _require_working_gpu(error)
         return {"failed": _first_line(error)}
 
 
@@ -123,15 +137,26 @@ def _attempt(module: ModuleType, case: Any, best: Ceilings) -> Line:
     try:
         return module.measure(case, best)
     except Exception as error:
+        _require_working_gpu(error)
         return {**dataclasses.asdict(case), "failed": _first_line(error)}
+
+
+def _require_working_gpu(error: Exception) -> None:
+    """A kernel may break the context for all that follows: then end the process, and the next one goes on."""
+    try:
+        jax.block_until_ready(jax.numpy.zeros(1) + 1)
+    except Exception:
+        raise RuntimeError(f"the GPU's context is broken: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
 
 
-def _matching(module: ModuleType, grep: str) -> list[Any]:
-    return [case for case in module.cases() if grep in str(case)]
+def _matching(module: ModuleType, grep: str, deciding: bool) -> list[Any]:
+    """Those that decide first."""
+    cases = sorted(module.cases(), key=lambda case: not module.decides(case))
+    return [case for case in cases if grep in str(case) and (module.decides(case) or not deciding)]
 
 
 def _require_gpu() -> None:

@@ -1,4 +1,7 @@
-"""Everything that needs a GPU, in one run of limited length: the GPU tests, then tuning, then the tables.
+"""Everything that needs a GPU, in one run of limited length.
+
+The GPU tests; the tables of what kernels are judged by, with the configurations at hand; tuning; then all tables, with
+what tuning found, and again the judged ones first.
 
 Every step is processes of its own under a time limit, so that a kernel that hangs or breaks its context costs only
 itself. A test that never ends, or fails otherwise than by an assertion, is tried again alone. What is done is in the
@@ -21,10 +24,11 @@ from benchmarks.kernels import verdicts
 from sixbit_jax import outputs
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = ("tests", "tune", "tables")
+STEPS = ("tests", "bars", "tune", "tables")
 SHARDS = 8  # test processes at a time: most of a GPU test is compiling
 ALONE = 16  # tests tried again, at most
 HANGS = 120  # seconds in which a shard has to say something
+CASE_HANGS = 75  # seconds for one case of a benchmark, compiling and peers included
 MOST_LOG = 4 << 20  # bytes
 
 ENVIRONMENT = {
@@ -35,12 +39,16 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
 }
+CACHED = {
+    # Programs that make data and peers are the same in every step, and a second run has them all.
+    "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "sixbit-jax-gpu"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
 QUICKLY = {
     # What a test compares with need not be fast, and trying ten ways to compile each of its products takes longest.
     "XLA_FLAGS": "--xla_gpu_autotune_level=0",
-    # The processes share the programs that make data, and a second run has them all.
-    "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "sixbit-jax-gpu-tests"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    **CACHED,
+    "JAX_COMPILATION_CACHE_DIR": CACHED["JAX_COMPILATION_CACHE_DIR"] + "-tests",
 }
 # Without pyproject's options: they want packages that only the suite needs, and turn warnings into errors.
 PYTEST = ("-m", "pytest", "-o", "addopts=", "-o", "filterwarnings=default", "-p", "no:cacheprovider")
@@ -54,7 +62,7 @@ class Session:
     kernels: tuple[str, ...]
     tunable: tuple[str, ...]
     grep: str = ""
-    tests: str = "tests/gpu"
+    tests: tuple[str, ...] = ("tests/gpu",)
     root: Path = ROOT
     started: float = dataclasses.field(default_factory=time.monotonic)
 
@@ -88,7 +96,7 @@ class Session:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def _collect(self, marked: str) -> list[str]:
-        command = [sys.executable, *PYTEST, "--collect-only", "-q", "-m", marked, self.tests]
+        command = [sys.executable, *PYTEST, "--collect-only", "-q", "-m", marked, *self.tests]
         environment = _environment() | {"JAX_PLATFORMS": "cpu"}  # a GPU takes seconds to start
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
         self._log(done.stdout[-2000:] + done.stderr[-2000:])
@@ -114,43 +122,47 @@ class Session:
             log.unlink()
         return outputs.read_lines(path, "test")
 
-    # Tuning and tables.
+    # Tables and tuning.
+
+    def _bars(self) -> None:
+        self._benchmark("kernels", self.kernels, self.output / "bars.jsonl", "--deciding")
 
     def _tune(self) -> None:
-        self._each("tune", [name for name in self.kernels if name in self.tunable], self.output / "tune.jsonl")
+        self._benchmark("tune", [name for name in self.kernels if name in self.tunable], self.output / "tune.jsonl")
         tables = {path.parent.name: json.loads(path.read_text()) for path in sorted(self.root.glob(TABLES))}
         (self.output / "tuned.json").write_text(json.dumps(tables, indent=1, sort_keys=True) + "\n")
 
     def _tables(self) -> None:
-        self._each("kernels", list(self.kernels), self.output / "kernels.jsonl")
+        self._benchmark("kernels", self.kernels, self.output / "kernels.jsonl")
 
-    def _each(self, command: str, names: list[str], output: Path) -> None:
-        """No kernel takes more than half of what is left, but for the last; what one leaves over is the next one's."""
-        for i, name in enumerate(names):
-            self._benchmark(command, name, self.left() / min(2, len(names) - i), output)
-
-    def _benchmark(self, command: str, name: str, seconds: float, output: Path) -> None:
+    def _benchmark(self, command: str, names: Sequence[str], output: Path, *more: str) -> None:
         """Again after a crash or a hang, which costs one case, while there is time."""
-        until = time.monotonic() + min(seconds, self.left())
-        while (rest := until - time.monotonic()) > 5:
-            arguments = [command, name, "--output", str(output), "--seconds", str(int(rest)), "--grep", self.grep]
-            process = subprocess.Popen(
-                [sys.executable, "scripts/benchmark.py", *arguments],
-                cwd=self.root,
-                env=_environment(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            try:
-                # A case that was started in time may end a little late.
-                said, _ = process.communicate(timeout=min(rest + 45, max(self.left(), 1)))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                said, _ = process.communicate()
-            self._log(f"$ {' '.join(arguments)}\n{said}")
-            if process.returncode in (0, 2):  # done, or refused
+        running, done = output.with_suffix(".running"), -1
+        # Without another line or a case that was running, it would only end the same way again.
+        while names and self.left() > 5 and (len(_read(output)) > done or running.exists()):
+            done = len(_read(output))
+            # A case that was started in time may end a little late.
+            seconds = str(int(max(self.left() - 10, 5)))
+            arguments = [command, *names, "--output", str(output), "--seconds", seconds, "--grep", self.grep, *more]
+            code = self._watch([sys.executable, "scripts/benchmark.py", *arguments], running)
+            if code in (0, 2):  # done, or refused
                 return
+
+    def _watch(self, command: list[str], running: Path) -> int:
+        """Until it ends, or has been killed: when the time is up, or a case takes too long."""
+        log = self.output / "benchmark.log"
+        with log.open("w") as file:
+            started = time.time()
+            process = subprocess.Popen(
+                command, cwd=self.root, env=_environment() | CACHED, stdout=file, stderr=subprocess.STDOUT, text=True
+            )
+            while process.poll() is None:
+                if self.left() < 0 or _age(running, started) > CASE_HANGS:
+                    process.kill()
+                time.sleep(0.2)
+        self._log(f"$ {' '.join(command)}\n{log.read_text(errors='replace')}")
+        log.unlink()
+        return process.returncode
 
     # What is left behind.
 
@@ -184,8 +196,8 @@ class Session:
         return "\n".join([f"Tuned: {len(best)} cases of {len(lines)} candidates", *rows, *failed]) if lines else ""
 
     def _tables_in_brief(self) -> str:
-        path = self.output / "kernels.md"
-        return path.read_text() if path.exists() else ""
+        paths = (self.output / name for name in ("bars.md", "kernels.md"))
+        return "\n".join(path.read_text() for path in paths if path.exists())
 
 
 TABLES = "pallas_kernels/*/tuned.json"
@@ -227,6 +239,14 @@ def _line(test: str, together: dict[str, Any] | None, alone: dict[str, Any] | No
 def _in_words(line: dict[str, Any]) -> str:
     said = "; alone ".join(filter(None, (line.get("message"), line.get("alone_message"))))
     return f"{line['outcome']}, alone {line.get('alone', 'not tried')}" + (f": {said}" if said else "")
+
+
+def _age(path: Path, since: float) -> float:
+    """Seconds since it was written, but not before `since`; of what does not exist, none."""
+    try:
+        return time.time() - max(path.stat().st_mtime, since)
+    except FileNotFoundError:
+        return 0.0
 
 
 def _environment() -> dict[str, str]:

@@ -25,6 +25,7 @@ from pallas_kernels.attention_int8.numbers import (
 )
 from pallas_kernels.attention_int8.operands import Operands
 from pallas_kernels.mosaic import ceil_div
+from pallas_kernels.rounding import rounded
 
 LOWEST = -1e30
 State = tuple[Array, Array, Array, Array | None]  # output, sums, maxima, promoted output
@@ -81,12 +82,12 @@ def _step(x: Operands, state: State, j: Array, *, narrow: bool, valid_keys: int,
         weights = _weights_f16(logs) if x.v.dtype == jnp.float16 else jnp.exp2(logs)
         v = lax.dynamic_slice_in_dim(x.v, j * keys, keys, axis=1)
     total = total * alpha + weights.sum(-1)
-    rounded = _in_order_of_values(weights) if narrow else weights.astype(v.dtype).astype(jnp.float32)
+    left = _in_order_of_values(weights) if narrow else rounded(weights, v.dtype)
     out = out * alpha[..., None]
     if kept is None:
-        product = jnp.einsum("hqk,hkc->hqc", rounded, v.astype(jnp.float32), precision=lax.Precision.HIGHEST)
+        product = jnp.einsum("hqk,hkc->hqc", left, v.astype(jnp.float32), precision=lax.Precision.HIGHEST)
         return out + product, total, new_top, None
-    out, kept = fp8_sums.accumulate(out, rounded, v.astype(jnp.float32)), kept * alpha[..., None]
+    out, kept = fp8_sums.accumulate(out, left, v.astype(jnp.float32)), kept * alpha[..., None]
     if config.promote:
         ones = jnp.arange(out.shape[-1]) >= HEAD  # these every block
         moves = (ones | ((j + 1) % config.promote == 0))[None, None]
@@ -95,17 +96,20 @@ def _step(x: Operands, state: State, j: Array, *, narrow: bool, valid_keys: int,
 
 
 def _scores(q: Array, k: Array) -> Array:
-    kind = jnp.int32 if q.dtype == jnp.int8 else jnp.float32
-    return jnp.einsum("hqc,hkc->hqk", q, k, preferred_element_type=kind).astype(jnp.float32)
+    """Of codes in f32: integers below 2^24, so exact. XLA's of s8 are wrong on a GPU where it may not tune them."""
+    if q.dtype == jnp.int8:
+        q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    exact = lax.Precision.HIGHEST if q.dtype == jnp.float32 else lax.Precision.DEFAULT
+    return jnp.einsum("hqc,hkc->hqk", q, k, precision=exact, preferred_element_type=jnp.float32)
 
 
 def _weights_8bit(logs: Array, linear: int) -> Array:
     """What the e4m3 codes stand for, exact or interpolated as the position of the key says."""
-    exact = jnp.exp2(logs).astype(jnp.float8_e4m3fn)
+    exact = rounded(jnp.exp2(logs), jnp.float8_e4m3fn)
     code = jnp.clip(jnp.round(8 * (logs + 7) - LINEAR_SHIFT), 0, 126).astype(jnp.uint8)
-    interpolated = lax.bitcast_convert_type(code, jnp.float8_e4m3fn)
+    interpolated = lax.bitcast_convert_type(code, jnp.float8_e4m3fn).astype(jnp.float32)
     group = jnp.arange(logs.shape[-1]) // GROUP % LINEAR_GROUPS
-    return jnp.where((group < linear)[None, None], interpolated, exact).astype(jnp.float32)
+    return jnp.where((group < linear)[None, None], interpolated, exact)
 
 
 def _weights_f16(logs: Array) -> Array:
@@ -113,9 +117,9 @@ def _weights_f16(logs: Array) -> Array:
     code = jnp.round(jnp.clip((logs + F16_BIAS) / 16, 0, 1) * (16 * F16_ONE)).astype(jnp.uint16)
     mantissa = lax.bitcast_convert_type((code & 0x3FF) | 0x3C00, jnp.float16).astype(jnp.float32)
     c0, c1, c2 = PARABOLA
-    rounded = lambda x: x.astype(jnp.float16).astype(jnp.float32)
-    factor = rounded(rounded(c2 * mantissa + c1) * mantissa + c0)
-    return rounded(lax.bitcast_convert_type(code, jnp.float16).astype(jnp.float32) * factor)
+    half = functools.partial(rounded, dtype=jnp.float16)
+    factor = half(half(c2 * mantissa + c1) * mantissa + c0)
+    return half(lax.bitcast_convert_type(code, jnp.float16).astype(jnp.float32) * factor)
 
 
 def _in_order_of_values(weights: Array) -> Array:

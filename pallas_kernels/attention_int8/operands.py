@@ -13,6 +13,8 @@ from jax import Array, lax
 from pallas_kernels.attention_int8.config import CONSUMERS, AttentionConfig
 from pallas_kernels.attention_int8.numbers import HEAD, LOG2E, ONES, ROWS
 from pallas_kernels.mosaic import ceil_div
+from pallas_kernels.quantize_rows.spec import signs
+from pallas_kernels.rounding import rounded
 
 E4M3_MAX = 448.0
 SMALLEST = 1e-12  # the scale of zeros
@@ -36,7 +38,7 @@ class Operands(NamedTuple):
     k_scale: Array  # (b·a, kv / block) f32
     v: Array  # (b·a, 136, kv) e4m3, transposed, ones below, permuted in groups of 16; or (b·a, kv, 128) f16 or bf16
     v_scale: Array  # (b·a, 128) f32
-    v_mean: Array  # (b·a, 128) f32: what was taken from V
+    v_mean: Array  # (b·a, 128) f32: what the result lacks
 
 
 def quantize(
@@ -63,8 +65,27 @@ def quantize(
         v_mean = jnp.zeros_like(v_scale)
     q_scale = jnp.swapaxes(q_scale[..., 0], 1, 2).reshape(batch * heads, -1)
     k_scale = jnp.swapaxes(k_scale[:, :, 0, :, 0], 1, 2).reshape(batch * heads, -1)
-    rows, v_scale, v_mean = per_row(q_scale, config), v_scale.reshape(-1, HEAD), v_mean.reshape(-1, HEAD)
-    return Operands(_heads_lead(q8), rows, k8, k_scale, v, v_scale, v_mean)
+    v_scale, v_mean = v_scale.reshape(-1, HEAD), v_mean.reshape(-1, HEAD)
+    if pv == "e4m3":
+        v_mean = missing_mean(v, v_mean, v_scale, valid_keys)
+    return Operands(_heads_lead(q8), per_row(q_scale, config), k8, k_scale, v, v_scale, v_mean)
+
+
+def rotated(q: Array, k: Array, before: Before, valid_keys: int) -> tuple[Array, Array]:
+    """What `before` asks for, done; K smoothed; and both rotated by Hadamard-128, in bf16. Their products stay.
+
+    Channels that are far larger than the others set the scale of all: rotated, they are shared out over all 128. On
+    tiny-wan the INT8 of Q and K then costs at most 0.8 % instead of 2.5 %; noise is as it was.
+    """
+    k32 = existing(positioned(k, before.k_norm, before), valid_keys)
+    k32 = existing(k32 - k32.sum(1, keepdims=True) / valid_keys, valid_keys)
+    matrix = jnp.asarray(signs(HEAD), jnp.bfloat16)
+
+    def rotate(x: Array) -> Array:
+        y = jnp.einsum("bsac,ce->bsae", x.astype(jnp.bfloat16), matrix, preferred_element_type=jnp.float32)
+        return (y * HEAD**-0.5).astype(jnp.bfloat16)
+
+    return rotate(positioned(q, before.q_norm, before)), rotate(k32)
 
 
 def as_bf16(q: Array, k: Array, v: Array, before: Before, *, config: AttentionConfig) -> Operands:
@@ -83,6 +104,16 @@ def centre(v: Array, valid: int) -> tuple[Array, Array]:
     v = v[:, :valid].astype(jnp.float32)
     mean = v.sum(1) / valid
     return mean, jnp.maximum(jnp.maximum(v.max(1) - mean, mean - v.min(1)), SMALLEST) / E4M3_MAX
+
+
+def missing_mean(codes: Array, mean: Array, scale: Array, valid: int) -> Array:
+    """V's mean (b·a, 128) but for what its codes still have of it.
+
+    Roundings of bf16 values, which lie on a grid, do not quite cancel out: they leave 0.0004 of a deviation, always the
+    same way. A row that attends to all of 75,600 tokens of noise comes to 0.006 of one.
+    """
+    values = rounded(codes[:, :HEAD], codes.dtype)
+    return mean - scale * (values.sum(2) / valid)
 
 
 def wide_values(v: Array, valid_keys: int, pv: str, config: AttentionConfig) -> tuple[Array, Array]:

@@ -19,6 +19,7 @@ from pallas_kernels.attention_int8.operands import (
     centre,
     existing,
     inverse_norm,
+    missing_mean,
     pad_tokens,
     per_row,
     permute_values,
@@ -54,6 +55,8 @@ def quantize(
         v_mean = jnp.zeros_like(v_scale)
     q_scale = per_row(q_scale.reshape(batch * heads, -1)[:, :queries], config)
     v_scale, v_mean = v_scale.reshape(-1, HEAD), v_mean.reshape(-1, HEAD)
+    if pv == "e4m3":
+        v_mean = missing_mean(v8, v_mean, v_scale, valid_keys)
     return Operands(q8, q_scale, k8, k_scale[:, :, 0, 0], v8, v_scale, v_mean)
 
 

@@ -125,7 +125,11 @@ def constant(x: float, kind: str) -> Value:
 
 
 def own_zero() -> Value:
-    """A zero in a register of its own. As a constant it is one register for all, and wgmma, moving it, runs alone."""
+    """A zero in a register of its own, for an accumulator of wgmma.
+
+    Constants share one register. ptxas then moves it into place between the products, says so (C7511) and serializes
+    every wgmma of the kernel.
+    """
     return emit("mov.f32 {o[0]}, 0f00000000;", "f", volatile=True)[0]
 
 

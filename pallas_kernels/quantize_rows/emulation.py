@@ -16,6 +16,7 @@ from pallas_kernels.quantize_rows.spec import (
     rounded_to_codes,
     signs,
 )
+from pallas_kernels.rounding import rounded
 
 
 def emulate(x: Array, factor: Array | None = None, offset: Array | None = None, *, spec: Spec) -> tuple[Array, ...]:
@@ -30,8 +31,8 @@ def emulate(x: Array, factor: Array | None = None, offset: Array | None = None, 
     if spec.activation == "gelu_tanh":
         y = gelu_tanh(y)
     magnitude = jnp.abs(y)
-    groups = y.astype(jnp.bfloat16).reshape(m, k // GROUP, GROUP)
-    rotated = _rotate(groups) if spec.rotate else groups.astype(jnp.float32)
+    groups = rounded(y, jnp.bfloat16).reshape(m, k // GROUP, GROUP)
+    rotated = _rotate(groups) if spec.rotate else groups
     amax = jnp.max(jnp.abs(rotated), axis=(-1,) if spec.grouped else (-2, -1), keepdims=True)
     scale, inverse = code_scale(amax, spec)
     if spec.form == "nvfp4":
@@ -46,7 +47,7 @@ def _nvfp4(y: Array, inverse: Array) -> tuple[Array, Array]:
     blocks = y.reshape(y.shape[0], -1, BLOCK)
     wanted = jnp.abs(blocks).max(-1) * inverse * (1 / E2M1_MAX)
     scale = jnp.clip(wanted, E4M3_SMALLEST, E4M3_MAX).astype(jnp.float8_e4m3fn)
-    factor = inverse * (1 / scale.astype(jnp.float32))
+    factor = inverse * (1 / rounded(scale, scale.dtype))
     magnitude = jnp.minimum(jnp.abs(blocks * factor[..., None]), E2M1_MAX)
     # Neighbours are 0.5 apart below 2, 1 apart below 4, then 2.
     low, middle = magnitude < 2, magnitude < 4
@@ -59,7 +60,7 @@ def _nvfp4(y: Array, inverse: Array) -> tuple[Array, Array]:
 def _rotate(groups: Array) -> Array:
     """Sylvester's rotation, but for the factor 1 / √128: two products with the 64-wide matrix and a butterfly."""
     matrix = jnp.asarray(signs(GROUP // 2), jnp.float32)
-    halves = (jnp.matmul(half.astype(jnp.float32), matrix, precision=lax.Precision.HIGHEST) for half in _split(groups))
+    halves = (jnp.matmul(half, matrix, precision=lax.Precision.HIGHEST) for half in _split(groups))
     a, b = halves
     return jnp.concatenate([a + b, a - b], axis=-1)
 

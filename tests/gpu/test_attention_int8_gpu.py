@@ -38,7 +38,6 @@ KINDS = {
 # is approximate, a code may round the other way; and the output is rounded to bf16 (2^-9 at most).
 KERNEL_ERROR = {"int8": 0.01, "int8, bf16 V": 0.005, "int8, f16 V": 0.005, "bf16": 0.005}
 NOISE_ERROR = 0.044  # weights and V in 8 bits, sums promoted
-PROMOTED = AttentionConfig(promote=8, cluster=1)
 # The first is what a run that is cut off should have seen.
 SHAPES = [(4680, 4680, 4680), (1000, 1900, 1837), (129, 512, 512), (64, 100, 33), (2100, 225, 225)]
 
@@ -172,8 +171,7 @@ def test_hard_inputs(rng, record_property, hard):
         sign = jnp.where(jnp.arange(4096) % 2 == 0, 1, -1).astype(v.dtype)[None, :, None]
         q, k, v = q.at[..., 0].set(4.0), k.at[..., 0].set(8 * sign), v[:, :1] * sign[..., None]
     expected = jax.jit(attention_bf16)(q, k, v)
-    configs = {"e4m3": PROMOTED, "bf16": None, "f16": None}
-    outs = {pv: jax.jit(functools.partial(attention_int8, pv=pv, config=c))(q, k, v) for pv, c in configs.items()}
+    outs = {pv: jax.jit(functools.partial(attention_int8, pv=pv))(q, k, v) for pv in ("e4m3", "bf16", "f16")}
     found = rounded({pv: error(out, expected) for pv, out in outs.items()})
     cosines = rounded({pv: cosine(out, expected) for pv, out in outs.items()})
     record_property("errors", found)
@@ -195,7 +193,8 @@ def test_fused_prologue(rng, has_before):
     np.testing.assert_allclose(first.q_scale[:, :4680], expected.q_scale[:, :4680], rtol=1e-3)
     np.testing.assert_allclose(first.k_scale, expected.k_scale, rtol=1e-3)
     np.testing.assert_allclose(first.v_scale, expected.v_scale, rtol=1e-6)
-    np.testing.assert_allclose(first.v_mean, expected.v_mean, atol=1e-6)
+    # Of the means of codes: two of a channel may be one step apart, at most 32 of its scale.
+    assert (np.abs(first.v_mean - expected.v_mean) <= 1e-6 + 2 * 32 * expected.v_scale / 4677).all()
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(other, np.float32))
 

@@ -110,6 +110,25 @@ def test_values_far_from_zero_are_rounded_by_what_differs(rng):
     assert np.sqrt((difference**2).mean()) < 0.05
 
 
+@pytest.mark.parametrize("prologue", ["xla", "fused"])
+def test_rotated_queries_and_keys_share_out_large_channels(rng, prologue):
+    """Four channels of K twelve times the others, where Q has next to nothing: their range would cost the others."""
+    q, k, v = random(rng, keys=320)
+    k, q = k.at[..., ::32].multiply(12), q.at[..., ::32].multiply(1 / 12)
+    expected, expected_lse = exact(q, k, v, 317)
+    run = functools.partial(attention_int8, q, k, v, pv="bf16", prologue=prologue, valid_keys=317, return_lse=True)
+    (plain, _), (rotated, lse) = run(), run(rotate=True)
+    assert error(rotated, expected) < 0.5 * error(plain, expected)
+    np.testing.assert_allclose(lse, expected_lse, atol=0.03)
+
+
+def test_a_rotation_leaves_noise_and_its_dtype_as_they_were(rng):
+    q, k, v = random(rng)
+    out = attention_int8(q.astype(jnp.float32), k, v, pv="bf16", rotate=True)
+    assert out.dtype == jnp.float32
+    assert error(out, exact(q, k, v)[0]) < NOISE_ERROR["int8, bf16 V"]
+
+
 def test_zero_queries_average_the_values(rng):
     q, k, v = random(rng)
     expected, _ = exact(0 * q, k, v)
@@ -186,6 +205,14 @@ def test_whole_call_lowers_with_its_log_sum_exp():
     q, k = (jax.ShapeDtypeStruct((2, tokens, 12, 128), jnp.bfloat16) for tokens in (4683, 4801))
     run = jax.jit(functools.partial(attention_int8, valid_keys=4680, return_lse=True))
     assert "mosaic_gpu" in run.trace(q, k, k).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_many_values_on_a_grid_keep_their_mean(rng):
+    """bf16 values rounded to e4m3: what the roundings leave of a mean is added back (5 % of such an output if not)."""
+    q, k, v = random(rng, queries=16, keys=32768, heads=1)
+    expected, _ = exact(0 * q, k, v)
+    left = np.asarray(attention_int8(0 * q, k, v), np.float64) - expected
+    assert np.linalg.norm(left) < 0.01 * np.linalg.norm(expected)
 
 
 Q = jnp.ones((1, 4, 2, 128), jnp.bfloat16)

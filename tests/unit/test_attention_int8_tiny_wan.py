@@ -9,6 +9,7 @@ import pytest
 from attention_error_model import predicted_error
 
 from pallas_kernels.attention_int8 import attention_int8
+from pallas_kernels.quantize_rows.spec import signs
 from sixbit_jax.attention.reference import attend
 from sixbit_jax.models import wan
 from sixbit_jax.pipeline import WanPipeline
@@ -36,27 +37,38 @@ def seen():
     return operands
 
 
-def compare(operands, pv):
+def compare(operands, pv, rotate=False):
     """(relative error, what the error model says of it, cosine) of each."""
     found = []
     for q, k, v in operands:
         exact = np.asarray(attend(*map(jnp.asarray, (q, k, v)), k.shape[1]), np.float64)
-        out = np.asarray(attention_int8(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), pv=pv), np.float64)
+        out = np.asarray(
+            attention_int8(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)), pv=pv, rotate=rotate), np.float64
+        )
         cosine = (out * exact).sum() / np.linalg.norm(out) / np.linalg.norm(exact)
         error = np.linalg.norm(out - exact) / np.linalg.norm(exact)
-        found.append((error, predicted_error(q, k, v, pv), cosine))
+        rounded = rotated(q, k) if rotate else (q, k)
+        found.append((error, predicted_error(*rounded, v, pv), cosine))
     return np.array(found).T
 
 
+def rotated(q, k):
+    """What is rounded to INT8 instead: keys smoothed, and both turned."""
+    matrix = signs(q.shape[-1]) / np.sqrt(q.shape[-1])
+    return q @ matrix, (k - k.mean(1, keepdims=True)) @ matrix
+
+
+@pytest.mark.parametrize("rotate", [False, True])
 @pytest.mark.parametrize("pv", ["bf16", "f16", "e4m3"])
-def test_self_attention(seen, pv):
-    """Measured: 16-bit V 0.4 to 2.1 %, 0.93 to 1.10 of the model; 8-bit V 0.8 to 3.1 %, 0.73 to 0.81 of it."""
+def test_self_attention(seen, pv, rotate):
+    """Measured: 16-bit V up to 2.5 %, rotated 0.9 %; 8-bit V 3.4 and 2.5 %."""
     layers = [x for x in seen if x[1].shape[1] != TEXT_TOKENS]
     assert len(layers) == 20
-    error, expected, cosine = compare(layers, pv)
+    error, expected, cosine = compare(layers, pv, rotate)
     assert (error < 1.25 * expected).all()
     assert (error > 0.6 * expected).all()  # a bound that says nothing would be no test
     assert (cosine > 0.999).all()
+    assert pv == "e4m3" or not rotate or (error < 0.02).all()
 
 
 def test_cross_attention_keeps_16_bits_of_v(seen):

@@ -57,6 +57,8 @@ def test_fused_prologue_makes_what_xla_makes(qkv, before, block_kv, has_before):
             assert np.abs(ours - theirs).max() <= 1 and (ours != theirs).mean() < 0.03
         elif name == "v":
             assert (ours != theirs).mean() < 1e-3
+        elif name == "v_mean":  # of codes, of which two of a channel may be one step apart, at most 32 of its scale
+            assert (np.abs(ours - theirs) <= 1e-6 + 2 * 32 * np.asarray(plain.v_scale) / VALID).all()
         else:
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-14)  # padding has the scale of zeros, or none
 

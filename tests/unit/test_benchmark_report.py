@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -49,6 +50,7 @@ def kernel(tmp_path, measured):
         cases=lambda: [Case("good"), Case("bad"), Case("other")],
         tuned_cases=lambda: [Case("good")],
         measure=measure,
+        decides=lambda case: case.name != "good",
         row=lambda line: (line["name"], line["ms"]),
         candidates=lambda case: [Config(3.0), Config(0.5), Config(2.0)],
         timed=timed,
@@ -71,7 +73,11 @@ def lines(path):
 def test_a_case_that_fails_is_a_line_and_the_rest_go_on(tmp_path, gpu):
     output = tmp_path / "kernels.jsonl"
     report.measure([kernel(tmp_path, [])], "", output)
-    assert [line.get("failed") for line in lines(output)] == [None, "ValueError: wrong", None]
+    assert {line["name"]: line.get("failed") for line in lines(output)} == {
+        "good": None,
+        "bad": "ValueError: wrong",
+        "other": None,
+    }
     table = output.with_suffix(".md").read_text()
     assert (
         "| good | 2.0 |" in table
@@ -87,6 +93,32 @@ def test_a_second_run_leaves_out_what_is_done_and_what_ended_the_first(tmp_path,
     report.measure([kernel(tmp_path, measured)], "", output)
     assert measured == ["other"]
     assert "the process ended" in lines(output)[1]["failed"]
+
+
+def test_what_decides_comes_first_and_may_come_alone(tmp_path, gpu):
+    measured = []
+    report.measure([kernel(tmp_path, measured)], "", tmp_path / "bars.jsonl", deciding=True)
+    report.measure([kernel(tmp_path, measured)], "", tmp_path / "kernels.jsonl")
+    assert measured == ["bad", "other", "bad", "other", "good"]
+
+
+def test_a_broken_gpu_ends_the_process_and_costs_the_case_that_broke_it(tmp_path, gpu, monkeypatch):
+    def broken(error):
+        raise RuntimeError("the GPU's context is broken")
+
+    output, measured = tmp_path / "kernels.jsonl", []
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(report, "_require_working_gpu", broken)
+        report.measure([kernel(tmp_path, measured)], "", output)
+    report.measure([kernel(tmp_path, measured)], "", output)
+    assert measured == ["bad", "other", "good"]
+    assert "context is broken" in lines(output)[0]["failed"]
+
+
+def test_the_last_kernel_gets_what_the_others_leave():
+    kernels = ["a", "b", "c"]
+    ends = [end for _, end in report._in_turn(kernels, 100)]
+    assert 49 < ends[0] - time.monotonic() <= 50 and 99 < ends[2] - time.monotonic() <= 100
 
 
 def test_nothing_starts_after_its_time(tmp_path, gpu):
@@ -126,7 +158,7 @@ def test_session_survives_tests_that_hang(tmp_path, monkeypatch):
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     monkeypatch.setattr(session, "SHARDS", 1)
     monkeypatch.setattr(session, "HANGS", 3)
-    summary = session.Session(tmp_path / "out", 60, (), (), tests="tests", root=tmp_path).run(["tests"])
+    summary = session.Session(tmp_path / "out", 60, (), (), tests=("tests",), root=tmp_path).run(["tests"])
     found = {line["test"].partition("::")[2]: line for line in lines(tmp_path / "out" / "tests.jsonl")}
     assert found["test_good"]["outcome"] == "PASSED" and found["test_good"]["measured"] == {"error": 0.5}
     assert found["test_wrong"]["outcome"] == "FAILED"
@@ -170,6 +202,22 @@ sys.exit(0 if len(path.read_text().splitlines()) == 3 else 1)
     run.run([])
     run._tables()
     assert len(lines(tmp_path / "out" / "kernels.jsonl")) == 3
+
+
+def test_session_ends_a_case_that_hangs(tmp_path, monkeypatch):
+    (tmp_path / "scripts").mkdir()
+    program = """
+import pathlib, sys, time
+running = pathlib.Path(sys.argv[sys.argv.index("--output") + 1]).with_suffix(".running")
+if running.exists(): sys.exit(0)
+running.write_text("{}")
+time.sleep(60)
+"""
+    (tmp_path / "scripts" / "benchmark.py").write_text(program)
+    monkeypatch.setattr(session, "CASE_HANGS", 1)
+    run = session.Session(tmp_path / "out", 30, ("a",), (), root=tmp_path)
+    run.run(["bars"])
+    assert run.left() > 10
 
 
 def test_adopted_tables_go_to_their_kernels(tmp_path, monkeypatch):

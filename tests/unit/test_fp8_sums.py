@@ -8,7 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from benchmarks.kernels import attention_int8 as benchmark
 from pallas_kernels.attention_int8 import AttentionConfig, Before, emulation, fp8_sums, operands
+from pallas_kernels.attention_int8.config import MOST_KEYS
 
 
 def e4m3(x):
@@ -42,13 +44,36 @@ def test_an_instruction_is_what_a_loop_over_its_terms_gives(rng):
     assert float(found[0, 0, 0]) == np.trunc(total / step) * step
 
 
-@pytest.mark.parametrize(("promote", "least", "most"), [(0, 0.04, 0.09), (8, 0, 0.003), (2, 0, 0.003)])
+@pytest.mark.parametrize(("promote", "least", "most"), [(0, 0.04, 0.09), (4, 0, 0.003), (2, 0, 0.003)])
 def test_promoted_sums_lose_little(rng, promote, least, most):
     """Noise over 4,096 keys: the sum of a row's weights, all of one sign, comes out 6 % too small."""
-    config = AttentionConfig(promote=promote)
-    q, k, v = (jnp.asarray(rng.standard_normal((1, tokens, 1, 128)), jnp.bfloat16) for tokens in (24, 4096, 4096))
-    x = operands.quantize(q, k, v, Before(), valid_keys=4096, pv="e4m3", config=config)
-    static = dict(heads=1, queries=24, valid_keys=4096, config=config, with_lse=False)
+    q, k, v = (rng.standard_normal((tokens, 128)) for tokens in (24, 4096, 4096))
+    assert least <= lost(q, k, v, AttentionConfig(promote=promote)) <= most
+
+
+@pytest.mark.parametrize(("promote", "least", "most"), [(AttentionConfig().promote, 0, 0.013), (16, 0.04, 0.08)])
+def test_values_of_one_sign_lose_most(rng, promote, least, most):
+    """A video whose queries see a part of it, and whose values change slowly: long sums that only grow."""
+    tokens, when = 16384, rng.uniform(0, 1, 12)
+    q, k, v = (rng.standard_normal((n, 128)) for n in (12, tokens, tokens))
+    time = np.arange(tokens) / tokens
+    circle = lambda t: 5 * np.stack([np.cos(2 * np.pi * t), np.sin(2 * np.pi * t)], axis=1)
+    q[:, :2], k[:, :2] = circle(when), circle(time)
+    v = 0.5 * v + 2 * np.sin(2 * np.pi * (time[:, None] * rng.uniform(0.5, 4, 128) + rng.uniform(0, 1, 128)))
+    assert least <= lost(q, k, v, AttentionConfig(promote=promote)) <= most
+
+
+def lost(q, k, v, config):
+    """How far sums of 13 bits are from exact ones."""
+    q, k, v = (jnp.asarray(x, jnp.bfloat16)[None, :, None] for x in (q, k, v))
+    x = operands.quantize(q, k, v, Before(), valid_keys=k.shape[1], pv="e4m3", config=config)
+    static = dict(heads=1, queries=q.shape[1], valid_keys=k.shape[1], config=config, with_lse=False)
     run = lambda truncates: jax.jit(functools.partial(emulation.run, truncates=truncates, **static))(x)[0]
     whole, cut = (np.asarray(run(truncates), np.float64) for truncates in (False, True))
-    assert least <= np.linalg.norm(cut - whole) / np.linalg.norm(whole) <= most
+    return np.linalg.norm(cut - whole) / np.linalg.norm(whole)
+
+
+def test_no_configuration_of_ours_sums_too_many_keys():
+    cases = [case for case in benchmark.tuned_cases() if case.variant == "int8"]
+    configs = [config for case in cases for config in benchmark.candidates(case)] + [AttentionConfig()]
+    assert all(0 < config.promote * config.block_kv <= MOST_KEYS for config in configs)
