@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--tiny-world-prompts", type=int, default=8, help="so many captions of tiny-wan's training")
     what.add_argument("--prompts", type=Path, help="a .txt file, one prompt a line")
     p.add_argument("--target-bits", type=float, default=6.0, help="width of the activations on average")
-    p.add_argument("--target-skip-rate", type=float, default=0.3, help="share of block executions to skip")
+    p.add_argument("--target-skip-rate", type=float, default=0.2, help="share of block executions to skip")
     p.add_argument("--tau-prompts", type=int, default=2, help="of the prompts, so many to choose tau on")
     p.add_argument("--steps", type=int, help="denoising steps; default: the model's own")
     p.add_argument("--seed", type=int, default=0, help="of the first prompt's noise; the others count on")

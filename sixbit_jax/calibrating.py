@@ -4,35 +4,33 @@
     predictor.md  R² of every linear group: does the error follow the relative change at all?
     predictor.png the samples behind it, a panel a group, a shade a layer
 
-The threshold of the delta cache is chosen last, on the model as the recipe quantizes it: rounding changes how much
-deltas change from step to step.
+The threshold of the delta cache, and that of precision beside it, are chosen on the model as the recipe quantizes it:
+rounding changes how much deltas change from step to step.
 """
 
 import argparse
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from sixbit_jax import checkpoint, outputs, predictor, presets, recipes, route_errors, tau_search
 from sixbit_jax.components import locate
 from sixbit_jax.errors import UserError
 from sixbit_jax.models.wan_config import GROUPS
-from sixbit_jax.policies import PredictedPrecision, TemporalDeltaCache
+from sixbit_jax.pipeline import WanPipeline
+from sixbit_jax.policies import PredictedPrecision
 from sixbit_jax.predictor import Fit
 from sixbit_jax.presets.preset import Preset, stored_weights
 from sixbit_jax.recipes import Recipe
 from sixbit_jax.route_errors import RouteError, Samples
+from sixbit_jax.trials import Trials, bar, find_thresholds
 
 
 def calibrate_command(args: argparse.Namespace) -> None:
     """Run the command. What can be wrong is found before the model is loaded."""
     from sixbit_jax.evaluate.prompts import read_prompts, shown
-    from sixbit_jax.pipeline import WanPipeline
 
     recipe = dataclasses.replace(recipes.load(args.recipe), dtype=args.dtype)
     observer = low_route_error(recipe)
@@ -44,7 +42,7 @@ def calibrate_command(args: argparse.Namespace) -> None:
     outputs.check_writable("--preset", file)
     outputs.check_writable("--output", args.output / "predictor.md")
     settings = {"num_inference_steps": steps, "seed": args.seed}
-    with _bar("predictor", len(prompts)) as advance:
+    with bar("predictor", len(prompts)) as advance:
         samples = route_errors.collect(pipe, prompts, observer, report=lambda _: advance(), **settings)
     fitted = predictor.fit(samples.gamma, samples.error)
     threshold = predictor.choose_threshold(fitted, samples.gamma, args.target_bits)
@@ -54,8 +52,11 @@ def calibrate_command(args: argparse.Namespace) -> None:
     if isinstance(precision, PredictedPrecision):
         tables = {name: getattr(known, name) for name in ("slope", "offset", "error_threshold")}
         precision = dataclasses.replace(precision, **tables)
-    quantized = dataclasses.replace(recipe, precision=precision)
-    found = _find_tau(args, quantized, prompts[: args.tau_prompts], settings)
+    trials = Trials.load(
+        args.model, dataclasses.replace(recipe, precision=precision), prompts[: args.tau_prompts], settings
+    )
+    predicted = fitted.predict(samples.gamma[:, :-1])
+    found, beside = find_thresholds(trials, predicted, threshold, args.target_bits, args.target_skip_rate)
     facts = {
         "recipe": recipe.name,
         "dtype": args.dtype,
@@ -63,12 +64,13 @@ def calibrate_command(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "target_bits": args.target_bits,
         "mean_bits": predictor.mean_bits(known, fitted, samples.gamma),
+        "mean_bits_beside_cache": beside.bits,
         "skip_rate": found.rate,
         "groups": list(GROUPS),
         "r2": fitted.r2.round(4).tolist(),
         "pooled_r2": fitted.pooled_r2.round(4).tolist(),
     }
-    preset = make_preset(args.model, recipe, fitted, threshold, found, steps, facts)
+    preset = make_preset(args.model, recipe, fitted, (threshold, beside.error_threshold), found, steps, facts)
     presets.write_preset(file, preset)
     write_report(args.output, samples, fitted, preset)
     print((args.output / "predictor.md").read_text())
@@ -88,13 +90,14 @@ def make_preset(
     model: str,
     recipe: Recipe,
     fitted: Fit,
-    threshold: float,
+    thresholds: tuple[float, float],
     found: tau_search.Found,
     steps: int,
     facts: dict[str, Any],
 ) -> Preset:
-    """Everything in one, slopes to six digits."""
-    policy = dataclasses.replace(fitted, slope=_short(fitted.slope), offset=_short(fitted.offset)).policy(threshold)
+    """Everything in one, slopes to six digits. `thresholds`: without a cache and beside one."""
+    alone, beside_cache = thresholds
+    policy = dataclasses.replace(fitted, slope=_short(fitted.slope), offset=_short(fitted.offset)).policy(alone)
     return Preset(
         model=Path(model).name,
         contents=checkpoint.read_manifest(locate(model, recipe.dtype)).contents,
@@ -103,7 +106,8 @@ def make_preset(
         steps=steps,
         slope=policy.slope or (),
         offset=policy.offset or (),
-        error_threshold=threshold,
+        error_threshold=alone,
+        error_threshold_beside_cache=beside_cache,
         tau=found.tau,
         order=found.order,
         facts=facts,
@@ -118,38 +122,6 @@ def write_report(folder: Path, samples: Samples, fitted: Fit, preset: Preset) ->
     write_scatter(folder / "predictor.png", _clouds(samples), ("relative change before", "error"))
 
 
-def _find_tau(
-    args: argparse.Namespace, recipe: Recipe, prompts: list[str], settings: dict[str, Any]
-) -> tau_search.Found:
-    """On the quantized model: prompts one after the other, their traces side by side as more branches."""
-    from sixbit_jax.pipeline import WanPipeline
-
-    policy = recipe.cache if isinstance(recipe.cache, TemporalDeltaCache) else TemporalDeltaCache(cache_format="int8")
-    policy = dataclasses.replace(policy, tau=0.0)
-    pipe = WanPipeline.load(args.model, dataclasses.replace(recipe, cache=policy))
-    bar = _bar("tau", (tau_search.ROUNDS + 1) * len(prompts))
-
-    def run(policy: TemporalDeltaCache) -> tuple[np.ndarray, np.ndarray]:
-        trial = WanPipeline(pipe.components, dataclasses.replace(pipe.recipe, cache=policy))
-        traces = []
-        for index, prompt in enumerate(prompts):
-            chosen = trial.settings(prompt=prompt, **settings | {"seed": args.seed + index})
-            traces.append(trial.traced(chosen))
-            advance()
-        changes = [np.asarray(trace.change) for trace in traces]
-        return np.concatenate(changes, 1), np.concatenate([np.asarray(trace.skipped) for trace in traces], 1)
-
-    with bar as advance:
-        spec = pipe.parts(pipe.settings(**settings)).spec
-        return tau_search.find_tau(policy, spec, args.target_skip_rate, run)
-
-
-@contextlib.contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[], Any]]:
-    with tqdm(total=total, desc=what, unit="run", dynamic_ncols=True, disable=None) as bar:
-        yield bar.update
-
-
 def _short(values: np.ndarray) -> np.ndarray:
     return np.vectorize(lambda value: float(f"{value:.6g}"))(values)
 
@@ -162,8 +134,9 @@ def to_markdown(fitted: Fit, preset: Preset) -> str:
         "",
         f"Error of `{facts['recipe']}`'s low route ({preset.low}) in the linears of {preset.model}, predicted from",
         f"their block's relative change a step before: {facts['prompts']} prompts, {preset.steps} steps.",
-        f"Threshold {preset.error_threshold:.4f} for {facts['mean_bits']:.2f} bits on average; "
-        f"tau {preset.tau:.4f} skips {facts['skip_rate']:.0%} of the blocks.",
+        f"Threshold {preset.error_threshold:.4f} for {facts['mean_bits']:.2f} bits on average, "
+        f"{preset.error_threshold_beside_cache:.4f} beside the cache for {facts['mean_bits_beside_cache']:.2f}, what "
+        f"is skipped counting as none; tau {preset.tau:.4f} skips {facts['skip_rate']:.0%} of the blocks.",
         "",
         "| linear group | R² of a layer: median | least | most | falling slopes | R² of one line for all layers |",
         "|---|---|---|---|---|---|",

@@ -124,6 +124,15 @@ def _bytes_cell(summary: Summary) -> str:
     return f"{stored / 1e6:.2f} MB ({dense / stored:.2f}x)"
 
 
+def _bits_cell(summary: Summary) -> str:
+    """Of what ran, and where something was skipped, with no bits for that."""
+    if "activation_bits" not in summary.means:
+        return ""
+    ran = f"{summary.means['activation_bits']:.2f}"
+    whole = summary.means.get("activation_bits_with_skipped")
+    return f"{ran} ({whole:.2f})" if whole is not None and summary.means.get("skip_rate") else ran
+
+
 def _realised_cell(name: str, text: Callable[[float], str]) -> Callable[[Summary], str]:
     return lambda summary: text(summary.means[name]) if name in summary.means else ""
 
@@ -137,7 +146,7 @@ _COLUMNS: dict[str, Callable[[Summary], str]] = {
     "latent error": _figure("latent_error", 4),
     "caption accuracy": _accuracy_cell,
     "change, points": _change_cell,
-    "activation bits": _realised_cell("activation_bits", lambda bits: f"{bits:.2f}"),
+    "activation bits (skipped: none)": _bits_cell,
     "blocks skipped": _realised_cell("skip_rate", lambda rate: f"{100 * rate:.1f} %"),
     "transformer weights (smaller by)": _bytes_cell,
 }

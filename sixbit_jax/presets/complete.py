@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sixbit_jax import checkpoint
 from sixbit_jax.components import locate
 from sixbit_jax.errors import UserError
+from sixbit_jax.policies import NoCache
 from sixbit_jax.policies.base import AbstractPolicy
 from sixbit_jax.presets.preset import Preset, low_format, read_preset
 from sixbit_jax.recipes import Recipe
@@ -44,7 +45,10 @@ def complete(
             raise UserError(_no_preset(recipe, model, missing, bool(known)))
     if preset is None:
         return recipe, None
-    filled = dataclasses.replace(recipe, precision=_fill(recipe.precision, preset), cache=_fill(recipe.cache, preset))
+    values = {name: getattr(preset, name) for name in _FIELDS}
+    if not isinstance(recipe.cache, NoCache):
+        values["error_threshold"] = preset.error_threshold_beside_cache
+    filled = dataclasses.replace(recipe, precision=_fill(recipe.precision, values), cache=_fill(recipe.cache, values))
     return filled, preset
 
 
@@ -59,10 +63,10 @@ def _known(model: str | Path, dtype: str) -> list[Preset]:
     return [read_preset(file) for file in files]
 
 
-def _fill(policy: Policy, preset: Preset) -> Policy:
-    open_ = [field.name for field in dataclasses.fields(policy) if field.name in _FIELDS]  # type: ignore[arg-type]
-    values = {name: getattr(preset, name) for name in open_ if getattr(policy, name) is None}
-    return dataclasses.replace(policy, **values)  # type: ignore[type-var]
+def _fill(policy: Policy, values: dict[str, Any]) -> Policy:
+    fields = [field.name for field in dataclasses.fields(policy) if field.name in values]  # type: ignore[arg-type]
+    open_ = {name: values[name] for name in fields if getattr(policy, name) is None}
+    return dataclasses.replace(policy, **open_)  # type: ignore[type-var]
 
 
 def _checked(preset: Preset, file: Path, model: str | Path, contents: str, recipe: Recipe) -> Preset:

@@ -18,7 +18,8 @@ class Preset:
     """`contents`: of the model's manifest. `weights`: the recipe's rules, as JSON. `low`: format of the low route.
 
     Named as the policies' fields are: `slope`, `offset`, `error_threshold` (of predicted errors), `tau`, and `order`,
-    the layers that skipped most first. `facts` say what was run and what it gave.
+    the layers that skipped most first. `error_threshold_beside_cache` makes a run with a cache as wide as
+    `error_threshold` makes one without, what is skipped counting as no bits. `facts` say what was run and what it gave.
     """
 
     model: str
@@ -29,6 +30,7 @@ class Preset:
     slope: Table
     offset: Table
     error_threshold: float
+    error_threshold_beside_cache: float
     tau: float
     order: tuple[int, ...]
     facts: dict[str, Any]

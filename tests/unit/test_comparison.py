@@ -60,6 +60,13 @@ def test_a_table_has_a_row_a_recipe():
     assert "%" not in lines[3], "no truth, no accuracy"
 
 
+def test_skipped_work_counts_as_no_bits_beside_what_ran():
+    widths = {"activation_bits": 7.5, "activation_bits_with_skipped": 6.0}
+    cell = lambda skip_rate: markdown([summarize("6bit", [run(skip_rate=skip_rate, **widths)], [run()])])
+    assert "| 7.50 (6.00) | 20.0 %" in cell(0.2)
+    assert "| 7.50 | 0.0 %" in cell(0.0)
+
+
 def test_prompts_survive_their_file(tmp_path):
     prompts = [*held_out(3), Prompt("a cat")]
     write_prompts(tmp_path / "p.jsonl", prompts)

@@ -29,7 +29,7 @@ def preset(model, request) -> Preset:
     """Of this model and of the recipe 6bit, and nowhere to be found yet."""
     contents = checkpoint.read_manifest(locate(model, "f32")).contents
     weights = stored_weights(recipes.get("6bit"))
-    found = Preset("micro", contents, weights, "nvfp4", 20, TABLE, TABLE, 0.1, 0.2, (1, 0), {})
+    found = Preset("micro", contents, weights, "nvfp4", 20, TABLE, TABLE, 0.3, 0.1, 0.2, (1, 0), {})
     request.addfinalizer(lambda: [file.unlink() for file in presets.home(model, "f32").glob("*.json")])
     return found
 
@@ -55,6 +55,8 @@ def test_every_adaptive_recipe_is_completed(model, preset, name):
     assert getattr(recipe.cache, "tau", 0.2) == 0.2
     assert getattr(recipe.cache, "order", (1, 0)) == (1, 0)
     assert getattr(recipe.precision, "slope", TABLE) == TABLE
+    threshold = 0.3 if name == "6bit-predictor-only" else 0.1
+    assert getattr(recipe.precision, "error_threshold", threshold) == threshold, "beside a cache there is another one"
     assert presets.complete(recipe, model) == (recipe, None), "complete already"
 
 
