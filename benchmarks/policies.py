@@ -5,7 +5,7 @@
 skip      the scan over blocks with every block skipped, beside the time that the bytes it has to move take at the
           rate of a copy: each block reads its delta and the activations, and writes the activations
 forward   one branch through all blocks with predicted precision (three routes compiled in, all decisions INT8), the
-          delta cache and what both observe, beside W4A8 without any of it
+          delta cache and what both observe, beside W4A8 without any of it; and each of the three alone
 
 Random weights. Both sides of a comparison run in one process, in interleaved rounds; figures are medians. On a CPU, and
 with `--size micro`, it says whether the program runs and nothing about a GPU.
@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed package
 
+from benchmarks.kernel_times import print_kernels  # noqa: E402
 from benchmarks.kernels.measure import milliseconds  # noqa: E402
 from benchmarks.provenance import provenance  # noqa: E402
 from sixbit_jax import recipes  # noqa: E402
@@ -43,6 +45,14 @@ from sixbit_jax.routes import Route  # noqa: E402
 
 SIZES = {"1.3B": WAN_1_3B, "14B": WAN_14B, "micro": WanConfig(2, 1, 256, text_dim=32, freq_dim=32)}
 LATENTS = {"1.3B": (21, 60, 104), "14B": (21, 60, 104), "micro": (2, 8, 8)}
+# What 6bit adds to W4A8, one by one and together.
+PARTS = {
+    "plain": (),
+    "routes": ("routes",),
+    "statistics": ("statistics",),
+    "cache": ("cache",),
+    "all": ("routes", "statistics", "cache"),
+}
 HIGH = 1  # the place of INT8 among PredictedPrecision's routes
 
 
@@ -51,6 +61,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="1.3B")
     parser.add_argument("--what", choices=("skip", "forward", "both"), default="both")
     parser.add_argument("--cache-format", default="bf16", help="f32, bf16, int8 or nvfp4")
+    parser.add_argument("--kernels", type=int, default=0, help="list so many kernels of a forward that take longest")
     parser.add_argument("--output", type=Path, help="append one JSON line")
     args = parser.parse_args()
 
@@ -58,7 +69,7 @@ def main() -> None:
     if args.what != "forward":
         result |= skip_times(args.size, args.cache_format)
     if args.what != "skip":
-        result |= forward_times(args.size, args.cache_format)
+        result |= forward_times(args.size, args.cache_format, args.kernels)
     result |= provenance("benchmarks/policies.py")
     print(json.dumps(result, indent=1))
     if args.output:
@@ -106,55 +117,63 @@ def skipped_stack(policy: TemporalDeltaCache, x: Any, memory: Any, skip: Any) ->
     return jax.lax.scan(layer, (x, memory), (jnp.arange(skip.size), skip))[0]
 
 
-def forward_times(size: str, cache_format: str) -> dict[str, float]:
+def forward_times(size: str, cache_format: str, kernels: int = 0) -> dict[str, Any]:
     """All routes INT8: what is left of the difference is policies, statistics and conditionals."""
     spec, config = sizes(size), SIZES[size]
     params = random_params(config)
-    latents, timestep, context = random_inputs(params, config, LATENTS[size])
-    table = ((0.0,) * len(GROUPS),) * config.num_layers
-    precision = PredictedPrecision(table, table, error_threshold=-1.0)
+    inputs = random_inputs(params, config, LATENTS[size])
     cache = TemporalDeltaCache(tau=0.0, cache_format=cache_format)
-    multiple = 256 if jax.default_backend() == "gpu" else 1
-    forward = functools.partial(wan.forward, config=config, token_multiple=multiple)
+    runs = {name: forward(config, spec, params, inputs, cache, parts) for name, parts in PARTS.items()}
+    found = milliseconds(runs)
+    for name in ("plain", "all") if kernels else ():
+        print(f"{name}:")
+        print_kernels(runs[name], kernels)
+    plain, whole = (jax.tree.leaves(runs[name]())[0] for name in ("plain", "all"))
+    difference = jnp.abs(whole - plain).max() / jnp.abs(plain).max()
+    return {
+        "forward_ms": found,
+        "forward_overhead": found["all"] / found["plain"] - 1,
+        "forward_difference": float(difference),
+    }
 
-    @jax.jit
-    def plain(params: Any, latents: Any, timestep: Any, context: Any) -> Any:
-        return forward(params, latents=latents, timestep=timestep, context=context, routes=(Route("int8"),))[0]
 
-    @functools.partial(jax.jit, donate_argnums=4)
-    def adaptive(params: Any, latents: Any, timestep: Any, context: Any, memory: Any, route: Any, skip: Any) -> Any:
-        run_block = lambda compute, x, memory, decision: cache.run(compute, x, memory, *decision)
-        velocity, memory, observed = forward(
+def forward(
+    config: WanConfig, spec: PolicySpec, params: Any, inputs: Any, cache: TemporalDeltaCache, parts: tuple[str, ...]
+) -> Callable[[], Any]:
+    """One branch through all blocks with some parts of 6bit. The cache, where there is one, is updated in place."""
+    table = ((0.0,) * len(GROUPS),) * config.num_layers
+    routes = PredictedPrecision(table, table, error_threshold=-1.0).routes if "routes" in parts else (Route("int8"),)
+    route = jnp.full((config.num_layers, len(GROUPS)), HIGH if "routes" in parts else 0, jnp.int32)
+    skip = jnp.zeros((config.num_layers,), bool)
+    static: dict[str, Any] = {"token_multiple": 256 if jax.default_backend() == "gpu" else 1}
+    if "statistics" in parts:
+        static["observe"] = note_outlier_ratio
+    if "cache" in parts:
+        static["run_block"] = lambda compute, x, memory, decision: cache.run(compute, x, memory, *decision)
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def program(inputs: Any, memory: Any, params: Any, route: Any, skip: Any) -> Any:
+        cached = {"memory": memory, "decisions": (jnp.arange(config.num_layers), skip)} if "cache" in parts else {}
+        latents, timestep, context = inputs
+        return wan.forward(
             params,
+            config=config,
             latents=latents,
             timestep=timestep,
             context=context,
-            routes=precision.routes,
+            routes=routes,
             route_index=route,
-            run_block=run_block,
-            memory=memory,
-            decisions=(jnp.arange(config.num_layers), skip),
-            observe=note_outlier_ratio,
+            **static,
+            **cached,
         )
-        return velocity, memory, observed
 
-    state = {"memory": jax.jit(lambda: cache.allocate(spec))()}
-    route = jnp.full((config.num_layers, len(GROUPS)), HIGH, jnp.int32)
-    skip = jnp.zeros((config.num_layers,), bool)
+    state = {"memory": jax.jit(lambda: cache.allocate(spec))() if "cache" in parts else None}
 
-    def with_policies() -> Any:
-        velocity, state["memory"], observed = adaptive(params, latents, timestep, context, state["memory"], route, skip)
+    def run() -> Any:
+        velocity, state["memory"], observed = program(inputs, state["memory"], params, route, skip)
         return velocity, observed
 
-    without = lambda: plain(params, latents, timestep, context)
-    found = milliseconds({"plain": without, "adaptive": with_policies})
-    difference = jnp.abs(with_policies()[0] - without()).max() / jnp.abs(without()).max()
-    return {
-        "forward_plain_ms": found["plain"],
-        "forward_adaptive_ms": found["adaptive"],
-        "forward_overhead": found["adaptive"] / found["plain"] - 1,
-        "forward_difference": float(difference),
-    }
+    return run
 
 
 def random_inputs(params: Any, config: WanConfig, shape: tuple[int, int, int]) -> tuple[Any, Any, Any]:

@@ -12,9 +12,7 @@ import itertools
 import json
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import jax.numpy as jnp
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed package
 
+from benchmarks.kernel_times import print_kernels  # noqa: E402
 from benchmarks.provenance import provenance  # noqa: E402
 from sixbit_jax.cli import Parser, run  # noqa: E402
 from sixbit_jax.tiny import flow  # noqa: E402
@@ -88,26 +87,6 @@ class Variant:
         self._state, _ = self._program(self._state, self._clips, jnp.int32(_TOTAL))
         jax.block_until_ready(self._state)
         return time.perf_counter() - begun
-
-
-def print_kernels(function: Callable[[], Any], count: int) -> None:
-    """What the device was busy with, longest first."""
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            function()
-        (file,) = Path(folder).rglob("*.xplane.pb")
-        profile = jax.profiler.ProfileData.from_file(str(file))
-        spent: collections.Counter[str] = collections.Counter()
-        calls: collections.Counter[str] = collections.Counter()
-        for plane in profile.planes:
-            if not plane.name.startswith("/device:"):
-                continue
-            for line in plane.lines:
-                for event in line.events:
-                    spent[f"{line.name}: {event.name}"] += event.duration_ns
-                    calls[f"{line.name}: {event.name}"] += 1
-    for name, nanoseconds in spent.most_common(count):
-        print(f"{nanoseconds / 1e6:9.2f} ms {calls[name]:6d} x  {name[:120]}")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ import json
 import multiprocessing
 import platform
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from sixbit_jax.pipeline import Result, WanPipeline
 from sixbit_jax.quantizing import gather_statistics
 from sixbit_jax.realised import realised
 from sixbit_jax.recipes import Recipe
+from sixbit_jax.versions import versions
 
 _OVERRIDES = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "flow_shift", "solver")
 
@@ -121,9 +122,17 @@ def run_recipes(plan: Plan, chosen: Sequence[Recipe], processes: int = 1) -> Non
             run_recipe(plan, recipe)
         return
     work = functools.partial(run_recipe, plan, quiet=True)
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    try:
         for _ in tqdm(pool.map(work, chosen), total=len(chosen), unit="recipe", dynamic_ncols=True, disable=None):
             pass  # what went wrong there is raised here
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():  # each would finish its recipe first
+            child.terminate()
+        raise
+    pool.shutdown()
 
 
 def run_recipe(plan: Plan, recipe: Recipe, *, quiet: bool = False) -> None:
@@ -211,7 +220,7 @@ def _line(plan: Plan, pipe: WanPipeline, case: Case, result: Result) -> dict[str
         "timings_s": {stage: round(seconds, 3) for stage, seconds in result.timings.items()},
         "settings": result.settings.to_dict(),
         "device": f"{jax.devices()[0].device_kind}, {platform.machine()}",
-        "versions": {name: metadata.version(name) for name in ("sixbit-jax", "jax", "jaxlib", "flax", "numpy")},
+        "versions": versions(("sixbit-jax", "jax", "jaxlib", "flax", "numpy")),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -6,7 +6,6 @@ It is written last, so a folder without one is no checkpoint. Trees are describe
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 
 from sixbit_jax.errors import UserError
 from sixbit_jax.shapes import Params, tree_path
+from sixbit_jax.versions import versions
 
 FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
@@ -139,19 +139,12 @@ def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> str:
 
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that decide what a checkpoint looks like."""
-    return {name: _version(name) for name in _PACKAGES}
+    return versions(_PACKAGES)
 
 
 def _parse(text: str) -> jax.ShapeDtypeStruct:
     dtype, _, shape = text.rstrip("]").partition("[")
     return jax.ShapeDtypeStruct(tuple(map(int, shape.split(","))) if shape else (), jnp.dtype(dtype))
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"  # run from a checkout that is not installed
 
 
 def _read_fields(folder: Path) -> dict[str, Any]:

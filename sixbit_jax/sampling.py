@@ -5,7 +5,6 @@ import dataclasses
 import os
 import platform
 import resource
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from sixbit_jax import cli, outputs
 from sixbit_jax.errors import UserError, nearest
+from sixbit_jax.versions import versions
 
 _SETTINGS_FLAGS = (
     *("negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale", "guidance_scale_2"),
@@ -234,7 +234,7 @@ def _sidecar(pipe: Any, result: Any) -> dict[str, Any]:
         "model": pipe.components.source,
         "recipe": recipes.to_json(pipe.recipe),
         "device": {"kind": device.device_kind, "platform": device.platform, "python": platform.python_version()},
-        "versions": {name: metadata.version(name) for name in _VERSIONS},
+        "versions": versions(_VERSIONS),
         "timings_s": {stage: round(seconds, 3) for stage, seconds in result.timings.items()},
         "weight_bytes": pipe.components.weight_bytes(),
         "dense_weight_bytes": pipe.components.dense_bytes(),
