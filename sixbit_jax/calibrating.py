@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sixbit_jax import checkpoint, outputs, predictor, presets, recipes, route_errors, tau_search
+from sixbit_jax import checkpoint, outputs, predictor, presets, recipes, route_errors
 from sixbit_jax.components import locate
 from sixbit_jax.errors import UserError
 from sixbit_jax.models.wan_config import GROUPS
@@ -25,7 +25,7 @@ from sixbit_jax.predictor import Fit
 from sixbit_jax.presets.preset import Preset, stored_weights
 from sixbit_jax.recipes import Recipe
 from sixbit_jax.route_errors import RouteError, Samples
-from sixbit_jax.trials import Trials, bar, find_thresholds
+from sixbit_jax.trials import Found, Trials, bar, find_thresholds
 
 
 def calibrate_command(args: argparse.Namespace) -> None:
@@ -56,7 +56,7 @@ def calibrate_command(args: argparse.Namespace) -> None:
         args.model, dataclasses.replace(recipe, precision=precision), prompts[: args.tau_prompts], settings
     )
     predicted = fitted.predict(samples.gamma[:, :-1])
-    found, beside = find_thresholds(trials, predicted, threshold, args.target_bits, args.target_skip_rate)
+    found = find_thresholds(trials, predicted, threshold, args.target_bits, args.target_skip_rate)
     facts = {
         "recipe": recipe.name,
         "dtype": args.dtype,
@@ -64,13 +64,13 @@ def calibrate_command(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "target_bits": args.target_bits,
         "mean_bits": predictor.mean_bits(known, fitted, samples.gamma),
-        "mean_bits_beside_cache": beside.bits,
-        "skip_rate": found.rate,
+        "mean_bits_beside_cache": found.bits,
+        "skip_rate": found.skip_rate,
         "groups": list(GROUPS),
         "r2": fitted.r2.round(4).tolist(),
         "pooled_r2": fitted.pooled_r2.round(4).tolist(),
     }
-    preset = make_preset(args.model, recipe, fitted, (threshold, beside.error_threshold), found, steps, facts)
+    preset = make_preset(args.model, recipe, fitted, threshold, found, steps, facts)
     presets.write_preset(file, preset)
     write_report(args.output, samples, fitted, preset)
     print((args.output / "predictor.md").read_text())
@@ -90,13 +90,12 @@ def make_preset(
     model: str,
     recipe: Recipe,
     fitted: Fit,
-    thresholds: tuple[float, float],
-    found: tau_search.Found,
+    alone: float,
+    found: Found,
     steps: int,
     facts: dict[str, Any],
 ) -> Preset:
-    """Everything in one, slopes to six digits. `thresholds`: without a cache and beside one."""
-    alone, beside_cache = thresholds
+    """Everything in one, slopes to six digits. `alone`: the threshold of precision without a cache."""
     policy = dataclasses.replace(fitted, slope=_short(fitted.slope), offset=_short(fitted.offset)).policy(alone)
     return Preset(
         model=Path(model).name,
@@ -107,7 +106,7 @@ def make_preset(
         slope=policy.slope or (),
         offset=policy.offset or (),
         error_threshold=alone,
-        error_threshold_beside_cache=beside_cache,
+        error_threshold_beside_cache=found.error_threshold,
         tau=found.tau,
         order=found.order,
         facts=facts,

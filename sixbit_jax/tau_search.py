@@ -7,7 +7,6 @@ A skipped block's next change is one since a longer time ago, so real runs skip 
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,50 +15,57 @@ from jaxtyping import Bool, Float
 from sixbit_jax.errors import UserError
 from sixbit_jax.policies import PolicySpec, TemporalDeltaCache
 
-ROUNDS = 4
-CLOSE = 0.01
 _HALVINGS = 16
+_FACTOR = 1.5  # tau moves by, at most
 
 Skipped = Bool[np.ndarray, "i e l"]
 Changes = Float[np.ndarray, "i e l"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-    tau: float
-    skipped: Skipped  # of the run at that tau
+class TauSearch:
+    """`changes` are those of a run at tau 0; `tau` is that of the next run, at first a guess.
 
-    @property
-    def rate(self) -> float:
-        return float(self.skipped.mean())
+    A run that skipped another share than wanted moves tau as far as it takes in a replay, around the share that is
+    wanted, since shares move by whole steps; and stays between what skipped too little and too much.
+    """
 
-    @property
-    def order(self) -> tuple[int, ...]:
-        """The layers that skip most first."""
-        return tuple(int(layer) for layer in np.argsort(-self.skipped.sum((0, 1)), kind="stable"))
+    def __init__(self, policy: TemporalDeltaCache, spec: PolicySpec, changes: Changes, target: float):
+        most = replay(dataclasses.replace(policy, tau=float("inf")), spec, changes).mean()
+        if not 0 < target <= most:
+            raise UserError(
+                f"--target-skip-rate {target}: has to be above 0 and at most {most:.2f} at {spec.steps} steps"
+            )
+        self._policy, self._spec, self._changes, self._target = policy, spec, changes, target
+        self.tau = self._replayed(target)
+        low, high = target / 2, min(most, 1.5 * target)
+        self._slope = float(np.log(self._replayed(high) / self._replayed(low)) / (high - low))
+
+        self._least, self._most = 0.0, float("inf")
+
+    def tell(self, rate: float) -> None:
+        """The run at `tau` skipped that share."""
+        self._least, self._most = (self.tau, self._most) if rate < self._target else (self._least, self.tau)
+        self.tau *= min(_FACTOR, max(1 / _FACTOR, float(np.exp(self._slope * (self._target - rate)))))
+        if not self._least < self.tau < self._most:
+            self.tau = (self._least * self._most) ** 0.5
+
+    def forget(self) -> None:
+        """Something else has changed: what skipped too much may now skip too little."""
+        self._least, self._most = 0.0, float("inf")
+
+    def _replayed(self, aim: float) -> float:
+        """The tau at which a replay skips that share."""
+        low, high = 0.0, float(self._changes[1:].max() * (self._policy.max_skips + 1))  # the first has no delta before
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            rate = replay(dataclasses.replace(self._policy, tau=middle), self._spec, self._changes).mean()
+            low, high = (middle, high) if rate < aim else (low, middle)
+        return high
 
 
-def find_tau(
-    policy: TemporalDeltaCache,
-    spec: PolicySpec,
-    target: float,
-    run: Callable[[TemporalDeltaCache], tuple[Changes, Skipped]],
-) -> Found:
-    """The tau whose run came closest to skipping `target` of all block executions."""
-    changes, _ = run(dataclasses.replace(policy, tau=0.0))
-    most = replay(dataclasses.replace(policy, tau=float("inf")), spec, changes).mean()
-    if not 0 < target <= most:
-        raise UserError(f"--target-skip-rate {target}: has to be above 0 and at most {most:.2f} at {spec.steps} steps")
-    guess = tau = _tau_for(policy, spec, changes, target)
-    tried: list[Found] = []
-    for _ in range(ROUNDS):
-        found = Found(tau, run(dataclasses.replace(policy, tau=tau))[1])
-        tried.append(found)
-        if abs(found.rate - target) <= CLOSE:
-            break
-        # As if all changes had been larger by one factor: that between this tau and the one with this rate in a replay.
-        tau = guess * min(4.0, tau / max(_tau_for(policy, spec, changes, found.rate), guess / 16))
-    return min(tried, key=lambda each: abs(each.rate - target))
+def order(skipped: Skipped) -> tuple[int, ...]:
+    """The layers that skip most first."""
+    return tuple(int(layer) for layer in np.argsort(-skipped.sum((0, 1)), kind="stable"))
 
 
 def replay(policy: TemporalDeltaCache, spec: PolicySpec, changes: Changes) -> Skipped:
@@ -77,12 +83,3 @@ def replay(policy: TemporalDeltaCache, spec: PolicySpec, changes: Changes) -> Sk
         error, skips = np.where(skip, error + change, 0.0), np.where(skip, skips + 1, 0)
         skipped[step] = skip
     return skipped
-
-
-def _tau_for(policy: TemporalDeltaCache, spec: PolicySpec, changes: Changes, aim: float) -> float:
-    low, high = 0.0, float(changes[1:].max() * (policy.max_skips + 1))  # the first has no delta before it
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        rate = replay(dataclasses.replace(policy, tau=middle), spec, changes).mean()
-        low, high = (middle, high) if rate < aim else (low, middle)
-    return high

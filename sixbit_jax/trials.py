@@ -1,7 +1,7 @@
 """Thresholds found on real runs: of the cache, and of precision beside it.
 
 Each moves what the other is chosen for: the more is rounded, the more deltas change and the less is skipped. So both
-are chosen twice, in turns.
+searches look at the same runs.
 """
 
 import contextlib
@@ -14,12 +14,14 @@ from tqdm import tqdm
 
 from sixbit_jax import bits_search, tau_search
 from sixbit_jax.pipeline import WanPipeline
-from sixbit_jax.policies import PredictedPrecision, TemporalDeltaCache
+from sixbit_jax.policies import AbstractPrecisionPolicy, PolicySpec, PredictedPrecision, TemporalDeltaCache
 from sixbit_jax.realised import realised
 from sixbit_jax.recipes import Recipe
 from sixbit_jax.sampler import Trace
 
-PASSES = 2
+ROUNDS = 12
+CLOSE_RATE = 0.03
+CLOSE_BITS = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,60 +51,75 @@ class Trials:
         return traces
 
     @property
+    def spec(self) -> PolicySpec:
+        return self.pipe.parts(self.pipe.settings(**self.settings)).spec
+
+    @property
+    def precision(self) -> AbstractPrecisionPolicy:
+        return self.pipe.recipe.precision
+
+    @property
     def cache(self) -> TemporalDeltaCache:
         assert isinstance(self.pipe.recipe.cache, TemporalDeltaCache)
         return self.pipe.recipe.cache
 
 
-def find_thresholds(
-    trials: Trials, predicted: np.ndarray, alone: float, bits: float, skip_rate: float
-) -> tuple[tau_search.Found, bits_search.Width]:
-    """Of the cache, for that share of skipped blocks, and of precision beside it, for that width.
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Thresholds, and what the runs at them came to. Skipped work counts as no bits, as in the paper's main table."""
 
-    `alone`: the threshold of precision without a cache. `predicted`: errors, as `bits_search` takes them.
+    error_threshold: float
+    tau: float
+    bits: float
+    skip_rate: float
+    order: tuple[int, ...]  # of the layers: those that skipped most first
+
+
+def find_thresholds(trials: Trials, predicted: np.ndarray, alone: float, bits: float, skip_rate: float) -> Found:
+    """Those that came closest to skipping that share of the blocks and to that width.
+
+    `alone`: the threshold of precision without a cache. `predicted`: errors, as `ThresholdSearch` takes them. A recipe
+    that does not predict has its own width.
     """
-    width = bits_search.Width(alone, bits)
-    for _ in range(PASSES):
-        found = find_tau(trials, width.error_threshold, skip_rate)
-        width = find_width(trials, found.tau, predicted, width.error_threshold, bits)
-    return found, width
+    precision, predicts = trials.precision, isinstance(trials.precision, PredictedPrecision)
+    spread = float(precision.routes[1].bits - precision.routes[0].bits) if predicts else 1.0
+    widths = bits_search.ThresholdSearch(predicted, alone, spread)
+    tried: list[Found] = []
+
+    def run(tau: float) -> list[Trace]:
+        policies: dict[str, Any] = {"cache": dataclasses.replace(trials.cache, tau=tau)}
+        if predicts:
+            policies["precision"] = dataclasses.replace(precision, error_threshold=widths.threshold)  # type: ignore[type-var]
+        return trials.run(advance, **policies)
+
+    with bar("thresholds", (ROUNDS + 1) * len(trials.prompts)) as advance:
+        changes = np.concatenate([np.asarray(trace.change) for trace in run(0.0)], 1)  # side by side, as branches
+        taus = tau_search.TauSearch(trials.cache, trials.spec, changes, skip_rate)
+        for _ in range(ROUNDS):
+            traces = run(taus.tau)
+            tried.append(_found(traces, precision, widths.threshold, taus.tau))
+            if _distance(tried[-1], bits if predicts else None, skip_rate) <= 1:
+                break
+            came_to = tried[-1].skip_rate
+            if abs(came_to - skip_rate) > CLOSE_RATE:
+                taus.tell(came_to)
+            else:  # in widths of what ran, which hang less on how much was skipped
+                widths.tell(tried[-1].bits / (1 - came_to), bits / (1 - came_to))
+                taus.forget()
+    return min(tried, key=lambda each: _distance(each, bits if predicts else None, skip_rate))
 
 
-def find_tau(trials: Trials, threshold: float, target: float) -> tau_search.Found:
-    """The threshold of the cache. Prompts run one after the other, their traces side by side as more branches."""
-    precision = trials.pipe.recipe.precision
-    if isinstance(precision, PredictedPrecision):
-        precision = dataclasses.replace(precision, error_threshold=threshold)
-
-    def run(policy: TemporalDeltaCache) -> tuple[np.ndarray, np.ndarray]:
-        traces = trials.run(advance, cache=policy, precision=precision)
-        changes = [np.asarray(trace.change) for trace in traces]
-        return np.concatenate(changes, 1), np.concatenate([np.asarray(trace.skipped) for trace in traces], 1)
-
-    with bar("tau", (tau_search.ROUNDS + 1) * len(trials.prompts)) as advance:
-        spec = trials.pipe.parts(trials.pipe.settings(**trials.settings)).spec
-        return tau_search.find_tau(trials.cache, spec, target, run)
+def _found(traces: Sequence[Trace], precision: AbstractPrecisionPolicy, threshold: float, tau: float) -> Found:
+    came_to = [realised(trace, precision.routes) for trace in traces]
+    skipped = np.concatenate([np.asarray(trace.skipped) for trace in traces], 1)
+    bits = float(np.mean([each.mean_bits_with_skipped for each in came_to]))
+    return Found(threshold, tau, bits, float(skipped.mean()), tau_search.order(skipped))
 
 
-def find_width(trials: Trials, tau: float, predicted: np.ndarray, alone: float, target: float) -> bits_search.Width:
-    """The threshold of precision beside the cache: the one without it where nothing is predicted.
-
-    Skipped work counts as no bits, as in the paper's main table.
-    """
-    precision, cache = trials.pipe.recipe.precision, dataclasses.replace(trials.cache, tau=tau)
-
-    if not isinstance(precision, PredictedPrecision):
-        return bits_search.Width(alone, precision.routes[0].bits)
-
-    def run(threshold: float) -> float:
-        policy = dataclasses.replace(precision, error_threshold=threshold)
-        traces = trials.run(advance, cache=cache, precision=policy)
-        return float(np.mean([realised(trace, policy.routes).mean_bits_with_skipped for trace in traces]))
-
-    with bar("width", bits_search.ROUNDS * len(trials.prompts)) as advance:
-        return bits_search.find_threshold(
-            predicted, alone, target, float(precision.high.bits - precision.low.bits), run
-        )
+def _distance(found: Found, bits: float | None, skip_rate: float) -> float:
+    """In what is close enough."""
+    off = [abs(found.skip_rate - skip_rate) / CLOSE_RATE]
+    return max(off if bits is None else [*off, abs(found.bits - bits) / CLOSE_BITS])
 
 
 @contextlib.contextmanager

@@ -64,6 +64,7 @@ _PRESETS = {
         _quantized("quarot-w4a4", QuaRot(weights=NVFP4), "nvfp4"),
         _quantized("viditq-w4a8", ViDiTQ(weights=NVFP4), "int8"),
         _quantized("svdquant-w4a4", SmoothQuant(weights=SVDQuant(weights=NVFP4)), "nvfp4"),
+        _quantized("svdquant-w4a8", SmoothQuant(weights=SVDQuant(weights=NVFP4)), "int8"),
         _quantized("int4-w4a4", MinMax("int4"), "int4"),
         _quantized("dvd-w4a4", ARQ(), "int4"),
         _quantized("dvd-w4a8", ARQ(), "int8"),

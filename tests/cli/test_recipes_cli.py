@@ -1,10 +1,13 @@
 """`scripts/quantize.py`, `scripts/evaluate.py` and `scripts/sample.py --recipe` as a person runs them."""
 
+import contextlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -137,6 +140,46 @@ def test_an_evaluation_is_continued(model, tmp_path):
     page = (tmp_path / "out" / "evaluation.md").read_text()
     assert "| w4a4 | 1 |" in page
     assert "python scripts/evaluate.py --recipes w8a8,w4a4 --processes 2" in page
+
+
+def test_ctrl_c_ends_an_evaluation_and_its_processes(model, tmp_path):
+    """While they are at recipes that would take minutes."""
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    command = [
+        sys.executable,
+        ROOT / "scripts" / "evaluate.py",
+        "--model",
+        model,
+        "--prompts",
+        tmp_path / "prompts.txt",
+    ]
+    command += ["--recipes", "w8a8,w4a8", "--dtype", "f32", "--processes", "2", "--num-frames", "5", "--steps", "400"]
+    command += ["--output", tmp_path / "out"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 200
+        while len(_members(process.pid)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+    seen = (tmp_path / "log").read_text()
+    assert process.returncode == 130, seen
+    assert "interrupted" in seen
+    deadline = time.monotonic() + 20
+    while _members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _members(process.pid)
+
+
+def _members(session: int) -> list[int]:
+    """Processes of a session that are not over."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended since
+            state, _, _, its_session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state not in "ZX":
+                found.append(int(folder.name))
+    return found
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from sixbit_jax.quantizers import MinMax
 from sixbit_jax.recipes import Recipe
 from sixbit_jax.route_errors import RouteError, Samples
 from sixbit_jax.routes import Route
-from sixbit_jax.tau_search import Found
+from sixbit_jax.trials import Found
 
 STEPS = 4
 
@@ -74,13 +74,14 @@ def test_the_report_and_the_preset_hold_the_fit(pipe, samples, tmp_path: Path):
     threshold = predictor.choose_threshold(fitted, samples.gamma, 6.0)
     bits = predictor.mean_bits(fitted.policy(threshold), fitted, samples.gamma)
     assert abs(bits - 6.0) < 0.1
-    facts = {"recipe": "6bit", "prompts": 2, "mean_bits": bits, "skip_rate": 0.5}
-    found = Found(0.2, np.array([[[False, True]]]))
+    facts = {"recipe": "6bit", "prompts": 2, "mean_bits": bits, "mean_bits_beside_cache": 6.0, "skip_rate": 0.5}
+    found = Found(error_threshold=0.3, tau=0.2, bits=6.0, skip_rate=0.5, order=(1, 0))
     preset = make_preset(pipe.components.source, recipes.get("6bit"), fitted, threshold, found, STEPS, facts)
     write_preset(tmp_path / "preset.json", preset)
     assert read_preset(tmp_path / "preset.json") == preset
     np.testing.assert_allclose(preset.slope, fitted.slope, rtol=1e-5)
     assert (preset.order, preset.tau, preset.low) == ((1, 0), 0.2, "nvfp4")
+    assert (preset.error_threshold, preset.error_threshold_beside_cache) == (threshold, 0.3)
     write_report(tmp_path, samples, fitted, preset)
     text = (tmp_path / "predictor.md").read_text()
     assert all(f"| {group} |" in text for group in GROUPS)

@@ -11,7 +11,7 @@ import pytest
 from sixbit_jax.errors import UserError
 from sixbit_jax.policies import PolicySpec, StepInfo, TemporalDeltaCache
 from sixbit_jax.policies.temporal_delta import TOGETHER
-from sixbit_jax.tau_search import CLOSE, find_tau, replay
+from sixbit_jax.tau_search import TauSearch, order, replay
 
 SPEC = PolicySpec(8, ("only",), 2, 40, 8, 16, "float32")
 POLICY = TemporalDeltaCache(tau=0.0)
@@ -40,20 +40,17 @@ def test_a_replay_is_the_policys_own_rule(tau: float, together: str):
 @pytest.mark.parametrize("target", [0.15, 0.3, 0.5])
 def test_the_rate_is_met_though_real_changes_are_larger(target: float):
     """The process: changes are half as large again as the first run showed, once anything is skipped."""
-    runs = []
-
-    def run(policy: TemporalDeltaCache):
-        runs.append(policy.tau)
-        changes = CHANGES if policy.tau == 0 else 1.5 * CHANGES
-        return changes, replay(policy, SPEC, changes)
-
-    found = find_tau(POLICY, SPEC, target, run)
-    assert abs(found.rate - target) < 3 * CLOSE
-    assert len(runs) <= 5
-    counts = found.skipped.sum((0, 1))
-    assert list(counts[list(found.order)]) == sorted(counts, reverse=True)
+    search = TauSearch(POLICY, SPEC, CHANGES, target)
+    for _ in range(4):
+        skipped = replay(dataclasses.replace(POLICY, tau=search.tau), SPEC, 1.5 * CHANGES)
+        if abs(skipped.mean() - target) < 0.03:
+            break
+        search.tell(float(skipped.mean()))
+    assert abs(skipped.mean() - target) < 0.03
+    counts = skipped.sum((0, 1))
+    assert list(counts[list(order(skipped))]) == sorted(counts, reverse=True)
 
 
 def test_rates_that_cannot_be_are_refused():
     with pytest.raises(UserError, match=r"--target-skip-rate 0.9: has to be above 0 and at most 0.6"):
-        find_tau(POLICY, SPEC, 0.9, lambda policy: (CHANGES, replay(policy, SPEC, CHANGES)))
+        TauSearch(POLICY, SPEC, CHANGES, 0.9)
