@@ -13,6 +13,9 @@ Decoding costs about two instructions a value:
 - A block scale, e4m3 and normal, becomes a bf16 times 2^119 by a shift and an addition. 448 just fits.
 - One bf16x2 product removes both, up to 2^-7, and is exact: code × scale has six significant bits.
 
+One CTA fills an SM. Two decoding warpgroups are two warps a scheduler, which wait for every product they make; with
+`groups` = 2 it is four, in half the registers, and the two halves of K are added up at the end.
+
 Nothing moves between threads, because any order of K will do if both operands share it. A thread of a wgmma operand
 holds, of each 64 columns, four pairs of a row; here these are the 16 codes of one block. `interleave` puts the columns
 of x into that order.
@@ -74,7 +77,7 @@ def _launch(x, packed, block_scale, vectors, out_type, config: FusedConfig, inte
         Kernel(m, k, n, config),
         out_type,
         grid={"rows": n // (DECODERS * ROWS * config.cluster), "part": config.parts},
-        warpgroups=DECODERS + 1,
+        warpgroups=DECODERS * config.groups + 1,
         cluster=config.cluster,
         interpret=interpret,
     )
@@ -105,6 +108,9 @@ class Kernel:
             )
         else:
             extra = dict(out_smem=plgpu.SMEM((DECODERS, ROWS, self.m), jnp.float32))
+        if config.groups > 1:
+            extra["partial_smem"] = plgpu.SMEM((DECODERS, ROWS, self.m), jnp.float32)
+            extra["partial_full"] = plgpu.Barrier(num_barriers=DECODERS)
         empty = dict(num_arrivals=DECODERS, num_barriers=stages)
         pl.run_scoped(
             functools.partial(self._roles, (x_gmem, words_gmem, scales_gmem, vectors_gmem), out_gmem),
@@ -120,16 +126,17 @@ class Kernel:
         )
 
     def _roles(self, inputs, out_gmem, **scratch) -> None:
-        wg = lax.axis_index("wg")
+        wg, decoders = lax.axis_index("wg"), DECODERS * self.config.groups
+        for_loading, for_decoding = (40, 232) if self.config.groups == 1 else (24, 112)
 
-        @pl.when(wg == DECODERS)
+        @pl.when(wg == decoders)
         def _load():
-            plgpu.set_max_registers(40, action="decrease")
+            plgpu.set_max_registers(for_loading, action="decrease")
             self._load(inputs, scratch)
 
-        @pl.when(wg != DECODERS)
+        @pl.when(wg != decoders)
         def _decode():
-            plgpu.set_max_registers(232, action="increase")
+            plgpu.set_max_registers(for_decoding, action="increase")
             self._multiply(wg, out_gmem, scratch)
 
     def _row_tile(self) -> Array:
@@ -166,13 +173,15 @@ class Kernel:
             plgpu.barrier_wait(scratch["empty"].at[lax.rem(self.chunks - stages + i, stages)])
 
     def _multiply(self, wg, out_gmem, scratch) -> None:
-        stages = scratch["x_smem"].shape[0]
+        stages, groups = scratch["x_smem"].shape[0], self.config.groups
+        group, wg = lax.div(wg, DECODERS), lax.rem(wg, DECODERS)
         mine = pl.ds(wg * ROWS, ROWS)
 
         def accumulate(acc):
-            @pl.loop(0, self.chunks)
+            @pl.loop(0, lax.div(self.chunks - group + groups - 1, groups))
             def _chunk(i):
-                slot = lax.rem(i, stages)
+                # The number of stages is even: a slot is always the same group's, which counts its phases.
+                slot = lax.rem(i * groups + group, stages)
                 plgpu.barrier_wait(scratch["full"].at[slot])
                 words = load(scratch["words_smem"].at[slot, mine], plgpu.Layout.WGMMA_8BIT)
                 scales = load(scratch["scales_smem"].at[slot, mine], plgpu.Layout.WGMMA)
@@ -187,6 +196,23 @@ class Kernel:
             return acc[...]
 
         total = pl.run_scoped(accumulate, plgpu.ACC((ROWS, self.m), jnp.float32))
+        if groups == 1:
+            self._finish(wg, mine, total, out_gmem, scratch)
+            return
+        partial, full = scratch["partial_smem"].at[wg], scratch["partial_full"].at[wg]
+
+        @pl.when(group == 1)
+        def _hand_over():
+            partial[...] = total
+            plgpu.commit_smem()
+            plgpu.barrier_arrive(full)
+
+        @pl.when(group == 0)
+        def _add():
+            plgpu.barrier_wait(full)
+            self._finish(wg, mine, total + load(partial, plgpu.Layout.WGMMA), out_gmem, scratch)
+
+    def _finish(self, wg, mine, total: Array, out_gmem, scratch) -> None:
         out_smem = scratch["out_smem"].at[wg]
         rows = pl.ds((self._row_tile() * DECODERS + wg) * ROWS, ROWS)
         if self.config.inside:
