@@ -110,8 +110,8 @@ def run_kernel(
     codes, scale, total, largest, *bits = kernel_sm90.launch(kernel, x, factor, offset, interpret)
 
     def per_token(vector: Array) -> Array:
-        """(blocks, 64): tile row r of a block is part r % split of token r // split, then it repeats."""
-        return vector[:, :rows:split].reshape(-1)[:m]
+        """Every part of a token has the token's."""
+        return vector[::split][:m]
 
     def per_group(scales: Array) -> Array:
         """(blocks, tiles, 64): tile row `rows · g + r` is group g of row r."""
