@@ -131,3 +131,42 @@ def _mma(left: Sequence[Value], right0: Value, right1: Value, sums: Sequence[Val
     )
     ins = [("r", x) for x in (*left, right0, right1)] + [("f", x) for x in (sums or [zero] * 4)]
     return ptx.emit(text, "ffff", ins)
+
+
+# Lanes and memory.
+
+
+def integer(text: str, *operands: Value | int) -> Value:
+    return ptx.op(text, "r", *(("r", ptx.constant(x, "r") if isinstance(x, int) else x) for x in operands))
+
+
+def where(here: Value | None, x: Value, otherwise: Value, kind: str = "f") -> Value:
+    if here is None:
+        return x
+    text = "{{ .reg .pred p; setp.ne.s32 p, {i[0]}, 0; selp.b32 {o[0]}, {i[1]}, {i[2]}, p; }}"
+    return ptx.op(text, kind, ("r", here), (kind, x), (kind, otherwise))
+
+
+def warp_max(x: Value) -> Value:
+    """Bits of what is not negative order as integers do; those of a NaN come last, so that it is kept."""
+    text = "{{ .reg .b32 a; mov.b32 a, {i[0]}; redux.sync.max.u32 a, a, 0xffffffff; mov.b32 {o[0]}, a; }}"
+    return ptx.emit(text, "f", [("f", x)], volatile=True)[0]
+
+
+def load(address: Value, offset: int, exists: Value | None) -> list[Value]:
+    """Sixteen bytes, read once: they need no place in the first-level cache. Zeros where nothing exists."""
+    load = f"ld.global.nc.L1::no_allocate.v4.b32 {{{{{{o[0]}}, {{o[1]}}, {{o[2]}}, {{o[3]}}}}}}, [{{i[0]}} + {offset}];"
+    if exists is None:
+        return ptx.emit(load, "rrrr", [("l", address)], volatile=True)
+    zeros = " ".join(f"mov.b32 {{o[{i}]}}, 0;" for i in range(4))
+    text = f"{{{{ .reg .pred p; setp.ne.s32 p, {{i[1]}}, 0; {zeros} @p {load} }}}}"
+    return ptx.emit(text, "rrrr", [("l", address), ("r", exists)], volatile=True)
+
+
+def store(address: Value, offset: int, pair: list[Value], exists: Value | None) -> None:
+    store = f"st.global.v2.b32 [{{i[0]}} + {offset}], {{{{{{i[1]}}, {{i[2]}}}}}};"
+    ins = [("l", address), *(("r", word) for word in pair)]
+    if exists is not None:
+        store = f"{{{{ .reg .pred p; setp.ne.s32 p, {{i[3]}}, 0; @p {store} }}}}"
+        ins.append(("r", exists))
+    ptx.emit(store, "", ins, volatile=True)

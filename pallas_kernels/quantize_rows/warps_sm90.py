@@ -109,13 +109,13 @@ class Warp:
         lane = ptx.op("mov.u32 {o[0]}, %laneid;", "r")
         warp = ptx.op("{{ .reg .b32 a; mov.u32 a, %tid.x; shr.u32 {o[0]}, a, 5; }}", "r")
         self.round, self.lane, self.warp = i, lane, warp
-        self.group = _integer("shr.u32 {o[0]}, {i[0]}, {i[1]};", lane, 2)
-        self.quarter = _integer("and.b32 {o[0]}, {i[0]}, {i[1]};", lane, 3)
-        self.part = _integer("rem.u32 {o[0]}, {i[0]}, {i[1]};", warp, self.config.warps)
-        taken = _integer("div.u32 {o[0]}, {i[0]}, {i[1]};", warp, self.config.warps)
+        self.group = regs.integer("shr.u32 {o[0]}, {i[0]}, {i[1]};", lane, 2)
+        self.quarter = regs.integer("and.b32 {o[0]}, {i[0]}, {i[1]};", lane, 3)
+        self.part = regs.integer("rem.u32 {o[0]}, {i[0]}, {i[1]};", warp, self.config.warps)
+        taken = regs.integer("div.u32 {o[0]}, {i[0]}, {i[1]};", warp, self.config.warps)
         # Neighbouring SMs take neighbouring rows, and none has more than one team's share more than another.
-        taken = _integer(_MAD, _integer(_MAD, i, kernel.teams, taken), kernel.sms, sm)
-        self.row = _integer(_TIMES, taken, self.config.rows)
+        taken = regs.integer(_MAD, regs.integer(_MAD, i, kernel.teams, taken), kernel.sms, sm)
+        self.row = regs.integer(_TIMES, taken, self.config.rows)
         self.pair = regs.thread_signs()
         self.signs = regs.product_with(self.pair)
 
@@ -160,10 +160,10 @@ class Warp:
         return None if here is one else here
 
     def _first_group(self) -> Value:
-        return _integer(_TIMES, self.part, self.kernel.groups)
+        return regs.integer(_TIMES, self.part, self.kernel.groups)
 
     def _rows_of_lane(self, unit: int) -> Value:
-        inside = _integer(
+        inside = regs.integer(
             "div.u32 {o[0]}, {i[0]}, {i[1]};",
             ptx.add(self.group, ptx.constant(unit * GROUPS, "r"), "r"),
             self.kernel.row_groups,
@@ -176,8 +176,8 @@ class Warp:
 
     def _address(self, ref, size: int) -> Value:
         """Of this lane's first value."""
-        inside = _integer(_TIMES, ptx.add(self._first_group(), self.group, "r"), GROUP)
-        inside = ptx.add(inside, _integer(_TIMES, self.quarter, CHUNK), "r")
+        inside = regs.integer(_TIMES, ptx.add(self._first_group(), self.group, "r"), GROUP)
+        inside = ptx.add(inside, regs.integer(_TIMES, self.quarter, CHUNK), "r")
         text = (
             "{{ .reg .b64 p, q; mul.wide.s32 p, {i[1]}, {i[2]}; cvt.s64.s32 q, {i[3]}; add.s64 p, p, q; "
             f"mad.lo.s64 p, p, {size}, {{i[0]}}; cvta.to.global.u64 {{o[0]}}, p; }}}}"
@@ -199,7 +199,7 @@ class Warp:
         exists, words = self._exists(unit), []
         for q in range(CHUNKS):
             offset = 2 * (unit * GROUPS * GROUP + q * regs.LANES * CHUNK)
-            words += _load(self._from, offset, exists)
+            words += regs.load(self._from, offset, exists)
         return words
 
     def _measure(self, words: list[Value]) -> tuple[Value, Value, Value]:
@@ -228,15 +228,15 @@ class Warp:
             if unit * GROUPS < last and (unit + 1) * GROUPS > first
         ]
         zero, amax = ptx.constant(0.0, "f"), None
-        totals = [_where(here, total, zero) for here, (_, total, _) in mine]
+        totals = [regs.where(here, total, zero) for here, (_, total, _) in mine]
         total = ptx.across_lanes(functools.reduce(ptx.add, totals), "f", ptx.add, (4, 8, 16))
         none = ptx.constant(0, "r")
-        pairs = [_where(here, pair, none, "r") for here, (_, _, pair) in mine]
-        largest = _warp_max(regs.larger_of_pair(functools.reduce(regs.max_of_pairs, pairs)))
+        pairs = [regs.where(here, pair, none, "r") for here, (_, _, pair) in mine]
+        largest = regs.warp_max(regs.larger_of_pair(functools.reduce(regs.max_of_pairs, pairs)))
         if not self.spec.rotate:
             return largest, total, largest
-        amax = functools.reduce(regs.max_magnitude, [_where(here, values[0], zero) for here, values in mine])
-        return _warp_max(amax), total, largest
+        amax = functools.reduce(regs.max_magnitude, [regs.where(here, values[0], zero) for here, values in mine])
+        return regs.warp_max(amax), total, largest
 
     def _within(self, unit: int, first: int, last: int) -> Value | None:
         """Whether a lane's group of a unit is one of these; `None` if all are."""
@@ -247,16 +247,16 @@ class Warp:
         if first <= begins:
             return here
         before = self._below(self.group, first - begins, ptx.constant(1, "r"))
-        return _integer("xor.b32 {o[0]}, {i[0]}, {i[1]};", here, before)
+        return regs.integer("xor.b32 {o[0]}, {i[0]}, {i[1]};", here, before)
 
     def _meet(self, amax: Value, total: Value, largest: Value) -> tuple[Value, Value, Value]:
         """With the other warps of the row. Two places in turn: a warp may still read what met in the last round."""
-        mine = _integer(_TIMES, self.warp, 16)
-        turn = _integer("and.b32 {o[0]}, {i[0]}, {i[1]};", self.round, 1)
-        address = _integer(_MAD, turn, 16 * WARPS * self.config.warpgroups, ptx.shared_address(self.met))
+        mine = regs.integer(_TIMES, self.warp, 16)
+        turn = regs.integer("and.b32 {o[0]}, {i[0]}, {i[1]};", self.round, 1)
+        address = regs.integer(_MAD, turn, 16 * WARPS * self.config.warpgroups, ptx.shared_address(self.met))
         ptx.store_shared(ptx.add(address, mine, "r"), 0, [amax, total, largest, largest])
         utils.warpgroup_barrier()
-        first = _integer("and.b32 {o[0]}, {i[0]}, {i[1]};", mine, -16 * WARPS)
+        first = regs.integer("and.b32 {o[0]}, {i[0]}, {i[1]};", mine, -16 * WARPS)
         row = ptx.add(address, first, "r")
         parts = [ptx.load_shared(row, 16 * i)[:3] for i in range(WARPS)]
         combine = (regs.max_magnitude, ptx.add, regs.max_magnitude)
@@ -283,14 +283,14 @@ class Warp:
                     if first <= unit * GROUPS
                     else self._below(self.group, first - unit * GROUPS, ptx.constant(1, "r"))
                 )
-                value = by_row[row] if before is None else _where(before, value, by_row[row])
+                value = by_row[row] if before is None else regs.where(before, value, by_row[row])
         return value
 
     def _store(self, unit: int, words: list[Value], inverse: Value) -> None:
         exists, pairs = self._exists(unit), self._code_pairs(_chunks(words), inverse)
         for q, four in enumerate(pairs):
             codes = [regs.together(*four[:2]), regs.together(*four[2:])]
-            _store(self._to, unit * GROUPS * GROUP + q * regs.LANES * CHUNK, codes, exists)
+            regs.store(self._to, unit * GROUPS * GROUP + q * regs.LANES * CHUNK, codes, exists)
 
     def _code_pairs(self, chunks: list[list[Value]], inverse: Value) -> list[list[Value]]:
         """Of each word, its two codes."""
@@ -304,7 +304,7 @@ class Warp:
 
     def _store_vectors(self, row: int, *values: Value) -> None:
         """By lane 0 of the row's first warp."""
-        lane = _integer("or.b32 {o[0]}, {i[0]}, {i[1]};", self.lane, self.part)
+        lane = regs.integer("or.b32 {o[0]}, {i[0]}, {i[1]};", self.lane, self.part)
         here = self._below(lane, 1, ptx.constant(1, "r"))
         index = ptx.add(self.row, ptx.constant(row, "r"), "r")
         if self.kernel.m % self.config.rows:
@@ -315,39 +315,3 @@ class Warp:
 
 def _chunks(words: list[Value]) -> list[list[Value]]:
     return [words[4 * q : 4 * q + 4] for q in range(CHUNKS)]
-
-
-def _integer(text: str, *operands: Value | int) -> Value:
-    return ptx.op(text, "r", *(("r", ptx.constant(x, "r") if isinstance(x, int) else x) for x in operands))
-
-
-def _where(here: Value | None, x: Value, otherwise: Value, kind: str = "f") -> Value:
-    if here is None:
-        return x
-    text = "{{ .reg .pred p; setp.ne.s32 p, {i[0]}, 0; selp.b32 {o[0]}, {i[1]}, {i[2]}, p; }}"
-    return ptx.op(text, kind, ("r", here), (kind, x), (kind, otherwise))
-
-
-def _warp_max(x: Value) -> Value:
-    """Bits of what is not negative order as integers do; those of a NaN come last, so that it is kept."""
-    text = "{{ .reg .b32 a; mov.b32 a, {i[0]}; redux.sync.max.u32 a, a, 0xffffffff; mov.b32 {o[0]}, a; }}"
-    return ptx.emit(text, "f", [("f", x)], volatile=True)[0]
-
-
-def _load(address: Value, offset: int, exists: Value | None) -> list[Value]:
-    """Sixteen bytes, read once: they need no place in the first-level cache. Zeros where nothing exists."""
-    load = f"ld.global.nc.L1::no_allocate.v4.b32 {{{{{{o[0]}}, {{o[1]}}, {{o[2]}}, {{o[3]}}}}}}, [{{i[0]}} + {offset}];"
-    if exists is None:
-        return ptx.emit(load, "rrrr", [("l", address)], volatile=True)
-    zeros = " ".join(f"mov.b32 {{o[{i}]}}, 0;" for i in range(4))
-    text = f"{{{{ .reg .pred p; setp.ne.s32 p, {{i[1]}}, 0; {zeros} @p {load} }}}}"
-    return ptx.emit(text, "rrrr", [("l", address), ("r", exists)], volatile=True)
-
-
-def _store(address: Value, offset: int, pair: list[Value], exists: Value | None) -> None:
-    store = f"st.global.v2.b32 [{{i[0]}} + {offset}], {{{{{{i[1]}}, {{i[2]}}}}}};"
-    ins = [("l", address), *(("r", word) for word in pair)]
-    if exists is not None:
-        store = f"{{{{ .reg .pred p; setp.ne.s32 p, {{i[3]}}, 0; @p {store} }}}}"
-        ins.append(("r", exists))
-    ptx.emit(store, "", ins, volatile=True)
