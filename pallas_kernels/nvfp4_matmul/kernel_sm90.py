@@ -35,9 +35,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, vector
 
+from pallas_kernels.attention_int8 import ptx
 from pallas_kernels.mosaic import launch_grid, load, swizzled
 from pallas_kernels.nvfp4_matmul.config import CHUNK, FusedConfig
-from pallas_kernels.nvfp4_matmul.emulation import interleave, pair_bits, scale_bits
+from pallas_kernels.nvfp4_matmul.emulation import interleave, scale_bits
 
 DECODERS = 2
 ROWS = 64  # of the weight, per decoding warpgroup
@@ -234,37 +235,53 @@ class Kernel:
 
 
 def decode(words: Array, scales: Array) -> list[Array]:
-    """Words s32 (64, 32) and scales (64, 16) to four operands bf16 (64, 64), in the order of `interleave`."""
-    twice = scale_bits(scales) * 0x10001
-    return _as_operands([pair_bits(words, i) for i in range(4)], twice)
+    """Words s32 (64, 32) and scales (64, 16) to four operands bf16 (64, 64), in the order of `interleave`.
 
-
-def _as_operands(pairs: list[Array], scales: Array) -> list[Array]:
-    """Multiply pairs by their block's scale and give the registers the names a wgmma operand wants. No data moves."""
+    Pairs are multiplied by their block's scale and get the names a wgmma operand wants. No data moves.
+    """
     operand = plgpu.ShapeDtypeStruct((ROWS, STEP), jnp.bfloat16, layout=plgpu.Layout.WGMMA)
 
-    @plgpu.inline_mgpu(
-        arg_types=([plgpu.Layout.WGMMA_8BIT] * 4, plgpu.Layout.WGMMA), return_type=[operand] * (CHUNK // STEP)
-    )
-    def relabel(ctx, pairs, scales):
-        # Pairs: per 16 words, per half of the rows, a 4-vector: words 0 and 1 of two blocks. Scales: 2-vectors.
-        words = [p.registers.reshape(WORDS // 16, 2) for p in pairs]
+    @plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA_8BIT, plgpu.Layout.WGMMA), return_type=[operand] * (CHUNK // STEP))
+    def inner(ctx, words, scales):
+        # Words: per 16, per half of the rows, a 4-vector: words 0 and 1 of two blocks. Scales: 2-vectors.
+        words = words.registers.reshape(WORDS // 16, 2)
         factors = scales.registers.reshape(BLOCKS // 8, 2)
         steps = []
         for half, low in np.ndindex(2, 2):
             registers = np.empty((STEP // 8, 2), dtype=object)
             for rows in range(2):
                 factor = _as_pair(_element(factors[half, rows], low))
-                for word, i in np.ndindex(2, 4):
-                    pair = _as_pair(_element(words[i][half, rows], 2 * low + word))
-                    registers[4 * word + i, rows] = arith.mulf(pair, factor)
+                for word in range(2):
+                    pairs = _pairs(_element(words[half, rows], 2 * low + word))
+                    for i, pair in enumerate(pairs):
+                        registers[4 * word + i, rows] = arith.mulf(_as_pair(pair), factor)
             shape = fa.WGMMA_LAYOUT.registers_shape((ROWS, STEP))
             steps.append(
                 fa.FragmentedArray(_registers=registers.reshape(shape), _layout=fa.WGMMA_LAYOUT, _is_signed=None)
             )
         return steps
 
-    return relabel(pairs, scales)
+    return inner(words, scale_bits(scales) * 0x10001)
+
+
+def _pairs(word: ir.Value) -> list[ir.Value]:
+    """`pair_bits` of the four i, in 13 instructions instead of 15.
+
+    Of the signs every other one is kept, so that shifted to the top of a half, the rest of them falls where the
+    magnitude comes from the other operand: one instruction selects. Written in JAX, LLVM makes the 15 of it again.
+    """
+    every_other = [
+        ptx.op(f"and.b32 {{o[0]}}, {{i[0]}}, {mask};", "r", ("r", word)) for mask in ("0x08080808", "0x80808080")
+    ]
+    return [_pair(word, every_other[i % 2], i) for i in range(4)]
+
+
+def _pair(word: ir.Value, signs: ir.Value, i: int) -> ir.Value:
+    # Both shifts drop what leaves a half, or leave it where the mask does not look.
+    magnitude = f"shl.b32 m, {{i[0]}}, {6 - 4 * i};" if i < 2 else f"shr.u32 m, {{i[0]}}, {4 * i - 6};"
+    sign = f"shl.b32 s, {{i[1]}}, {4 * (3 - i)};"
+    text = f"{{{{ .reg .b32 m, s; {magnitude} {sign} lop3.b32 {{o[0]}}, m, s, 0x01C001C0, 0xE4; }}}}"
+    return ptx.op(text, "r", ("r", word), ("r", signs))
 
 
 def _element(v: ir.Value, index: int) -> ir.Value:
