@@ -177,14 +177,19 @@ def table_key(case: Case) -> tuple[Any, str]:
 
 
 def candidates(case: Case) -> list[FusedConfig]:
-    """Finished inside, with and without sharing the tokens; then parts, up to two CTAs an SM."""
+    """Four decoding warpgroups for few tokens; finished inside, with and without sharing the tokens; then parts."""
     chunks, tiles, tokens = case.k // 256, case.n // 128, -(-case.m // 8) * 8
     slot, most = 128 * 128 + 128 * 16 + tokens * 512, 220_000
     clusters = [c for c in (1, 2, 4) if c == 1 or (tiles % c == 0 and tokens % (8 * c) == 0)]
-    found = [FusedConfig(1, stages, cluster, True) for cluster in clusters for stages in (3, 4, 6)]
+    halves = [part for part in (1, 2, 3) if chunks % part == 0 and (part == 1 or part * tiles <= 132)]
+    found = (
+        [FusedConfig(part, stages, 1, part == 1, 2) for part in halves for stages in (6, 8, 4)] if tokens <= 16 else []
+    )
+    found = [c for c in found if min(c.stages, chunks // c.parts) % 2 == 0]
+    found += [FusedConfig(1, stages, cluster, True) for cluster in clusters for stages in (3, 4, 6)]
     parts = [parts for parts in (1, 2, 3, 4, 5, 6, 8, 10) if chunks % parts == 0 and parts * tiles <= 264]
     found += [FusedConfig(part, stages) for part in parts for stages in (3, 4)]
-    fits = lambda c: c.stages * slot + 128 * tokens * (2 if c.inside else 4) <= most
+    fits = lambda c: c.stages * slot + 128 * tokens * ((2 if c.inside else 4) + 4 * (c.groups - 1)) <= most
     return [config for config in found if fits(config)]
 
 

@@ -231,7 +231,7 @@ def load_global(ref: Value, offset: Value) -> Value:
         "{{ .reg .b64 p; mul.wide.s32 p, {i[1]}, 4; add.s64 p, p, {i[0]}; cvta.to.global.u64 p, p; "
         "ld.global.b32 {o[0]}, [p]; }}"
     )
-    return emit(text, "f", [("l", _address(ref)), ("r", offset)], volatile=True)[0]
+    return emit(text, "f", [("l", address(ref)), ("r", offset)], volatile=True)[0]
 
 
 def store_global(ref: Value, offset: Value, x: Value, here: Value) -> None:
@@ -240,11 +240,11 @@ def store_global(ref: Value, offset: Value, x: Value, here: Value) -> None:
         "{{ .reg .b64 p; .reg .pred q; setp.ne.s32 q, {i[3]}, 0; mul.wide.s32 p, {i[1]}, 4; add.s64 p, p, {i[0]}; "
         "cvta.to.global.u64 p, p; @q st.global.b32 [p], {i[2]}; }}"
     )
-    emit(text, "", [("l", _address(ref)), ("r", offset), ("f", x), ("r", here)], volatile=True)
+    emit(text, "", [("l", address(ref)), ("r", offset), ("f", x), ("r", here)], volatile=True)
 
 
 def shared_address(ref: Value) -> Value:
-    return op("cvt.u32.u64 {o[0]}, {i[0]};", "r", ("l", _address(ref)))
+    return op("cvt.u32.u64 {o[0]}, {i[0]};", "r", ("l", address(ref)))
 
 
 def load_shared(address: Value, offset: int) -> list[Value]:
@@ -262,8 +262,8 @@ def descriptor(ref: Value, *, stride: int, leading: int = 0, swizzle: int) -> Va
     """What wgmma reads of a matrix in shared memory: byte strides between cores of eight lines, along both axes."""
     fields = (leading >> 4) << 16 | (stride >> 4) << 32 | {128: 1, 64: 2, 32: 3}[swizzle] << 62
     text = "{{ .reg .b64 a; shr.u64 a, {i[0]}, 4; and.b64 a, a, 0x3fff; or.b64 {o[0]}, a, " + hex(fields) + "; }}"
-    return op(text, "l", ("l", _address(ref)))
+    return op(text, "l", ("l", address(ref)))
 
 
-def _address(ref: Value) -> Value:
+def address(ref: Value) -> Value:
     return llvm.ptrtoint(_TYPES["l"](), utils.memref_ptr(ref))

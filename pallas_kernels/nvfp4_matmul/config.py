@@ -17,6 +17,7 @@ class FusedConfig:
     stages: int = 3
     cluster: int = 1  # CTAs that share the tokens they load
     inside: bool = False  # finish in the kernel; of one part only
+    groups: int = 1  # of decoding warpgroups in a CTA, which take chunks in turn; two need an even number of stages
 
 
 def choose_config(m: int, k: int, n: int, kind: str) -> FusedConfig:
@@ -29,7 +30,8 @@ def case_name(m: int, k: int, n: int) -> str:
 
 
 def _by_rule(m: int, k: int, n: int) -> FusedConfig:
-    """One wave of CTAs, as far as K can be cut; two share an SM while their slots are small."""
-    chunks, tiles, wave = k // CHUNK, n // 128, 264 if m <= 16 else 132
-    parts = max(p for p in range(1, chunks + 1) if chunks % p == 0 and (p == 1 or p * tiles <= wave))
-    return FusedConfig(parts=parts, stages=3 if m <= 64 else 2 if m <= 128 else 1)
+    """One wave of CTAs, as far as K can be cut: the registers of one, for decoding, are all that an SM has."""
+    chunks, tiles = k // CHUNK, n // 128
+    parts = max(p for p in range(1, chunks + 1) if chunks % p == 0 and (p == 1 or p * tiles <= 132))
+    stages = 6 if m <= 16 else 3 if m <= 64 else 2 if m <= 128 else 1
+    return FusedConfig(parts=parts, stages=stages, inside=parts == 1 and m <= 16)

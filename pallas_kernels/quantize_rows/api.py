@@ -9,7 +9,7 @@ from jax import Array, lax
 
 from pallas_kernels import checks
 from pallas_kernels.mosaic import device_facts, in_eights
-from pallas_kernels.quantize_rows import kernel_sm90, nvfp4_sm90
+from pallas_kernels.quantize_rows import kernel_sm90, nvfp4_sm90, warps_sm90
 from pallas_kernels.quantize_rows.config import GROUP, QuantizeRowsConfig, choose_config
 from pallas_kernels.quantize_rows.emulation import emulate
 from pallas_kernels.quantize_rows.spec import Spec
@@ -99,6 +99,10 @@ def run_kernel(
     interpret: Any = None,
 ) -> tuple[Array, ...]:
     """The kernel, and its side results from the order it computes them in to one row a token."""
+    if config.warps:
+        if not warps_sm90.supports(spec):
+            raise ValueError(f"{OP}: config.warps = {config.warps}, expected 0 for {spec}")
+        return warps_sm90.run(x, spec=spec, config=config)
     (m, k), rows, split = x.shape, config.rows, config.split
     x = in_eights(x)
     kind = nvfp4_sm90.Nvfp4Kernel if spec.form == "nvfp4" else kernel_sm90.Kernel
@@ -106,8 +110,8 @@ def run_kernel(
     codes, scale, total, largest, *bits = kernel_sm90.launch(kernel, x, factor, offset, interpret)
 
     def per_token(vector: Array) -> Array:
-        """(blocks, 64): tile row r of a block is part r % split of token r // split, then it repeats."""
-        return vector[:, :rows:split].reshape(-1)[:m]
+        """Every part of a token has the token's."""
+        return vector[::split][:m]
 
     def per_group(scales: Array) -> Array:
         """(blocks, tiles, 64): tile row `rows · g + r` is group g of row r."""

@@ -18,6 +18,9 @@ class QuantizeRowsConfig:
     split: int = 1  # parts a row is cut into
     warpgroups: int = 2
     slots: int = 1  # tiles of codes on their way out, per warpgroup
+    warps: int = (
+        0  # 1 or 4: `warps_sm90`, so many warps take `rows` rows, one if four; of what is above only warpgroups
+    )
 
 
 def choose_config(k: int, spec: Any, kind: str) -> QuantizeRowsConfig:
@@ -26,6 +29,9 @@ def choose_config(k: int, spec: Any, kind: str) -> QuantizeRowsConfig:
 
 
 def case_name(k: int, spec: Any) -> str:
+    """What leaves x as it is has names of its own: only it can stay in registers."""
+    if not (spec.changes or spec.grouped) and spec.form == "int8":
+        return f"k{k} {'rotated' if spec.rotate else 'plain'}"
     kinds = ["grouped" if spec.grouped else "", spec.activation or "", spec.form if spec.form != "int8" else ""]
     return " ".join([f"k{k}", *filter(None, kinds)])
 

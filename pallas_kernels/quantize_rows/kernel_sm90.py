@@ -54,11 +54,11 @@ class Outputs:
 
 
 def launch(kernel: "Kernel", x: Array, factor: Array | None, offset: Array | None, interpret: Any) -> tuple[Array, ...]:
-    """Codes; scale, Σ|x| and max|x| f32 (blocks, 64), or scale (blocks, tiles, 64) if grouped; then what else there is.
+    """Codes; scale, Σ|x| and max|x| f32 (m,), or scale (blocks, tiles, 64) if grouped; then what else there is.
 
     factor and offset f32 (k,), both or neither: with `spec.affine`.
     """
-    vector = jax.ShapeDtypeStruct((kernel.blocks, TILE), jnp.float32)
+    vector = jax.ShapeDtypeStruct((kernel.m,), jnp.float32)
     scale = jax.ShapeDtypeStruct((kernel.blocks, kernel.tiles, TILE), jnp.float32) if kernel.spec.grouped else vector
     call = launch_grid(
         kernel,
@@ -212,8 +212,9 @@ class Kernel:
             for index, (_, value) in enumerate(pairs):
                 out_smem[index] = value
             plgpu.commit_smem()
+            rows = self.config.rows  # then they repeat
             for index, (target, _) in enumerate(pairs):
-                plgpu.copy_smem_to_gmem(out_smem.at[index], target.at[block])
+                plgpu.copy_smem_to_gmem(out_smem.at[index, pl.ds(0, rows)], target.at[pl.ds(block * rows, rows)])
 
     # One scale per 128.
 

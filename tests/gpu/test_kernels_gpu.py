@@ -63,6 +63,22 @@ def test_quantize_rows(record_property, variant, k):
     assert noted(record_property, quantize_rows.differing_codes(case, operands, result, rows=1003)) < 1e-3
 
 
+IN_REGISTERS = [
+    (variant, k, config)
+    for variant in ("plain", "rotated")
+    for k in (1536, 5120, 8960, 13824)
+    for config in quantize_rows.in_registers(quantize_rows.Case("", 1003, k, variant))[:2]
+]
+
+
+@pytest.mark.parametrize(("variant", "k", "config"), IN_REGISTERS, ids=str)
+def test_quantize_rows_in_registers(record_property, variant, k, config):
+    case = quantize_rows.Case("", 1003, k, variant)
+    operands = quantize_rows.same_operands(case)
+    result = jax.jit(functools.partial(quantize_rows.run_kernel, case, config=config))(*operands)
+    assert noted(record_property, quantize_rows.differing_codes(case, operands, result, rows=1003)) < 1e-3
+
+
 def nvfp4_weights(case):
     """Of a benchmark's many the first, and only that one is computed."""
     return jax.jit(lambda: nvfp4_matmul.random_weights(case)[0])()

@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from benchmarks.kernels import quantize_rows as benchmark
-from pallas_kernels.quantize_rows import QuantizeRowsConfig, nvfp4_sm90, quantize_rows
+from pallas_kernels.quantize_rows import QuantizeRowsConfig, nvfp4_sm90, quantize_rows, registers, warps_sm90
 from pallas_kernels.quantize_rows.api import run_kernel
 from pallas_kernels.quantize_rows.config import choose_config
 from pallas_kernels.quantize_rows.emulation import emulate
@@ -124,6 +124,29 @@ def test_block_scales_come_back_in_order(config):
     np.testing.assert_array_equal(np.asarray(by_row).view(np.int8), expected)
 
 
+def product_of_lanes(left, half):
+    """What an m16n8k16 product with eight columns of Sylvester's matrix of 16 leaves in 32 lanes; pairs are (32, 2)."""
+    lane = np.arange(32)
+    rows = np.zeros((16, 16))
+    for i, pair in enumerate(left):
+        for j in range(2):
+            rows[lane // 4 + 8 * (i % 2), 2 * (lane % 4) + j + 8 * (i // 2)] = pair[:, j]
+    sums = rows @ (4 * sylvester(16))[:, 8 * half : 8 * half + 8]
+    return [sums[lane // 4 + 8 * (i // 2), 2 * (lane % 4) + i % 2] for i in range(4)]
+
+
+def test_lanes_that_hold_groups_rotate_them_in_place(rng):
+    x = rng.integers(-9, 10, (8, 128)).astype(float)
+    # Lane 4g + c, chunk q, word p: columns 32q + 8c + 2p and the next of group g.
+    of_lane = x.reshape(8, 4, 4, 4, 2).transpose(0, 2, 1, 3, 4).reshape(32, 4, 4, 2)
+    words = [[of_lane[:, q, p] for p in range(4)] for q in range(4)]
+    expected = (x @ sylvester(128) * np.sqrt(128)).reshape(8, 4, 4, 4, 2).transpose(0, 2, 1, 3, 4).reshape(32, 4, 4, 2)
+    for half in (0, 1):
+        for q, pairs in enumerate(registers.rotated(words, half, product_of_lanes, np.add, np.subtract)):
+            for word, pair in zip((half, 2 + half), pairs, strict=True):
+                np.testing.assert_allclose(np.stack(pair, axis=1), expected[:, q, word], atol=1e-9)
+
+
 # The number of rows only sets the number of CTAs.
 SHAPES = [case for case in benchmark.cases() if case.m == 32760]
 
@@ -142,6 +165,28 @@ def test_lowers_at_any_number_of_rows(m):
     kernel = functools.partial(benchmark.run_kernel, case, config=QuantizeRowsConfig(split=1))
     avals = jax.eval_shape(lambda: benchmark.random_operands(case))
     assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("case", [case for case in SHAPES if warps_sm90.supports(case.spec)], ids=str)
+def test_every_candidate_lowers(case):
+    avals = jax.eval_shape(lambda: benchmark.random_operands(case))
+    for config in benchmark.candidates(case):
+        kernel = functools.partial(benchmark.run_kernel, case, config=config)
+        assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("config", [QuantizeRowsConfig(2, warpgroups=3, warps=1), QuantizeRowsConfig(1, warps=4)])
+@pytest.mark.parametrize("m", [1, 9, 1003])
+def test_rows_in_registers_lower_at_any_number_of_rows(m, config):
+    case = benchmark.Case("", m, 384, "rotated")
+    avals = jax.eval_shape(lambda: benchmark.random_operands(case))
+    kernel = functools.partial(benchmark.run_kernel, case, config=config)
+    assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_what_changes_x_does_not_stay_in_registers():
+    with pytest.raises(ValueError, match=r"config\.warps = 1"):
+        run_kernel(jnp.ones((8, 128), jnp.bfloat16), spec=Spec(norm="rms"), config=QuantizeRowsConfig(warps=1))
 
 
 @pytest.mark.skipif(not hasattr(plgpu, "InterpretGPUParams"), reason="this jax cannot interpret such a kernel")

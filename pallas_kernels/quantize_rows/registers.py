@@ -1,0 +1,172 @@
+"""Rows in registers: what one warp does with eight groups of 128, in instructions.
+
+Lane 4g + c holds, of group g, columns 32q + 8c + j for q in 0..3, j in 0..7. That is sixteen bytes a q, of which four
+lanes load 64 next to each other, and as codes eight bytes, of which four lanes store a sector. Word p of the sixteen
+bytes is j = 2p and 2p + 1.
+
+That is how a thread holds the left operand of a 16 × 16 product, if its column is the bits (j1, c, j0) and its row the
+group, twice: once for each j2. So four of the seven levels of the rotation are products with Sylvester's matrix of 16,
+without unpacking or moving anything, their results lie where the operands did, and the other three (q and j2) are
+butterflies inside a thread.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pallas_kernels.attention_int8 import ptx
+from pallas_kernels.attention_int8.ptx import Value
+
+GROUPS = 8  # a warp holds at a time: a unit
+CHUNKS = 4  # of sixteen bytes, of a thread in a unit
+CHUNK = 8  # columns in one
+LANES = 4  # that share a group
+BOTH_SIGNS = -0x7FFF8000  # 0x80008000
+_MAX = "{{ .reg .f32 a; abs.f32 a, {i[1]}; max.NaN.f32 {o[0]}, {i[0]}, a; }}"
+
+Product = Callable[[Sequence[Any], int], list[Any]]
+
+
+def nearly_rotated(words: list[list[Any]], half: int, product: Product, add: Callable, subtract: Callable) -> list:
+    """All levels but the last, of the columns with j1 = half: by chunk, the pairs (j0 = 0, 1) of j2 = 0 and of j2 = 1.
+
+    Half a unit at a time, for the sake of registers.
+    """
+    values = [product([chunk[0], chunk[2], chunk[1], chunk[3]], half) for chunk in words]
+    for distance in (1, 2):
+        values = _butterflies(values, distance, add, subtract)
+    return [(chunk[:2], chunk[2:]) for chunk in values]
+
+
+def _butterflies(values: list[list[Any]], distance: int, add: Callable, subtract: Callable) -> list[list[Any]]:
+    """One level over chunks that far apart."""
+    out = list(values)
+    for q in range(CHUNKS):
+        if q & distance == 0:
+            pairs = list(zip(values[q], values[q + distance], strict=True))
+            out[q], out[q + distance] = [add(a, b) for a, b in pairs], [subtract(a, b) for a, b in pairs]
+    return out
+
+
+def rotated(words: list[list[Any]], half: int, product: Product, add: Callable, subtract: Callable) -> list:
+    """All levels; by chunk, the pair that belongs in word `half` of four, and the one that belongs in word 2 + half."""
+    last = lambda a, b: ([add(*x) for x in zip(a, b, strict=True)], [subtract(*x) for x in zip(a, b, strict=True)])
+    return [last(a, b) for a, b in nearly_rotated(words, half, product, add, subtract)]
+
+
+# The same in PTX.
+
+
+def thread_signs() -> Value:
+    """Two ±1 in bf16: rows 2c and 2c + 1 of column `lane / 4` of Sylvester's matrix of 8."""
+    text = (
+        "{{ .reg .b32 l, k, n, a, b; mov.u32 l, %laneid; and.b32 k, l, 3; shl.b32 k, k, 1; shr.u32 n, l, 2; "
+        "and.b32 a, k, n; popc.b32 a, a; or.b32 k, k, 1; and.b32 b, k, n; popc.b32 b, b; "
+        "shl.b32 a, a, 15; and.b32 a, a, 0x8000; shl.b32 b, b, 31; or.b32 a, a, b; xor.b32 {o[0]}, a, 0x3F803F80; }}"
+    )
+    return ptx.op(text, "r")
+
+
+def product_with(signs: Value) -> Product:
+    """Of sixteen rows with eight columns of Sylvester's matrix of 16: in the last eight the lower half is negated."""
+    negated = ptx.op("xor.b32 {o[0]}, {i[0]}, {i[1]};", "r", ("r", signs), ("r", ptx.constant(BOTH_SIGNS, "r")))
+    return lambda left, half: _mma(left, signs, negated if half else signs)
+
+
+def magnitudes(words: Sequence[Value]) -> list[Value]:
+    mask = ptx.constant(0x7FFF7FFF, "r")
+    return [ptx.op("and.b32 {o[0]}, {i[0]}, {i[1]};", "r", ("r", word), ("r", mask)) for word in words]
+
+
+def sum_by_product(words: Sequence[Value]) -> Value:
+    """Σ of a unit's bf16 pairs by group, the same in the lanes that share one, by products with ones."""
+    ones = ptx.constant(0x3F803F80, "r")
+    sums = [ptx.constant(0.0, "f")] * 4
+    for q in range(CHUNKS):
+        sums = _mma(words[4 * q : 4 * q + 4], ones, ones, sums)
+    return ptx.add(sums[0], sums[2])
+
+
+def max_of_pairs(a: Value, b: Value) -> Value:
+    return ptx.op("max.NaN.bf16x2 {o[0]}, {i[0]}, {i[1]};", "r", ("r", a), ("r", b))
+
+
+def larger_of_pair(pair: Value) -> Value:
+    return ptx.op("max.NaN.f32 {o[0]}, {i[0]}, {i[1]};", "f", *(("f", x) for x in as_floats(pair)))
+
+
+def max_magnitude(largest: Value, x: Value) -> Value:
+    return ptx.op(_MAX, "f", ("f", largest), ("f", x))
+
+
+def sum_of_magnitudes(a: Value, b: Value) -> Value:
+    text = "{{ .reg .f32 a, b; abs.f32 a, {i[0]}; abs.f32 b, {i[1]}; add.rn.f32 {o[0]}, a, b; }}"
+    return ptx.op(text, "f", ("f", a), ("f", b))
+
+
+def as_floats(pair: Value) -> tuple[Value, Value]:
+    low = "{{ .reg .b32 a; shl.b32 a, {i[0]}, 16; mov.b32 {o[0]}, a; }}"
+    high = "{{ .reg .b32 a; and.b32 a, {i[0]}, 0xFFFF0000; mov.b32 {o[0]}, a; }}"
+    return ptx.op(low, "f", ("r", pair)), ptx.op(high, "f", ("r", pair))
+
+
+def codes_of(pair: Sequence[Value], inverse: Value) -> Value:
+    """Two values to the low bytes of a word: see `rounded_to_codes`."""
+    text = (
+        "{{ .reg .f32 x, y; .reg .b32 a, b; mul.rn.f32 x, {i[0]}, {i[2]}; mul.rn.f32 y, {i[1]}, {i[2]}; "
+        "add.rn.f32 x, x, 0f4B400000; add.rn.f32 y, y, 0f4B400000; mov.b32 a, x; mov.b32 b, y; "
+        "prmt.b32 {o[0]}, a, b, 0x0040; }}"
+    )
+    return ptx.op(text, "r", *(("f", x) for x in pair), ("f", inverse))
+
+
+def together(low: Value, high: Value) -> Value:
+    return ptx.op("prmt.b32 {o[0]}, {i[0]}, {i[1]}, 0x5410;", "r", ("r", low), ("r", high))
+
+
+def _mma(left: Sequence[Value], right0: Value, right1: Value, sums: Sequence[Value] | None = None) -> list[Value]:
+    zero = ptx.constant(0.0, "f")
+    text = (
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {{{o[0]}, {o[1]}, {o[2]}, {o[3]}}}, "
+        "{{{i[0]}, {i[1]}, {i[2]}, {i[3]}}}, {{{i[4]}, {i[5]}}}, {{{i[6]}, {i[7]}, {i[8]}, {i[9]}}};"
+    )
+    ins = [("r", x) for x in (*left, right0, right1)] + [("f", x) for x in (sums or [zero] * 4)]
+    return ptx.emit(text, "ffff", ins)
+
+
+# Lanes and memory.
+
+
+def integer(text: str, *operands: Value | int) -> Value:
+    return ptx.op(text, "r", *(("r", ptx.constant(x, "r") if isinstance(x, int) else x) for x in operands))
+
+
+def where(here: Value | None, x: Value, otherwise: Value, kind: str = "f") -> Value:
+    if here is None:
+        return x
+    text = "{{ .reg .pred p; setp.ne.s32 p, {i[0]}, 0; selp.b32 {o[0]}, {i[1]}, {i[2]}, p; }}"
+    return ptx.op(text, kind, ("r", here), (kind, x), (kind, otherwise))
+
+
+def warp_max(x: Value) -> Value:
+    """Bits of what is not negative order as integers do; those of a NaN come last, so that it is kept."""
+    text = "{{ .reg .b32 a; mov.b32 a, {i[0]}; redux.sync.max.u32 a, a, 0xffffffff; mov.b32 {o[0]}, a; }}"
+    return ptx.emit(text, "f", [("f", x)], volatile=True)[0]
+
+
+def load(address: Value, offset: int, exists: Value | None) -> list[Value]:
+    """Sixteen bytes, read once: they need no place in the first-level cache. Zeros where nothing exists."""
+    load = f"ld.global.nc.L1::no_allocate.v4.b32 {{{{{{o[0]}}, {{o[1]}}, {{o[2]}}, {{o[3]}}}}}}, [{{i[0]}} + {offset}];"
+    if exists is None:
+        return ptx.emit(load, "rrrr", [("l", address)], volatile=True)
+    zeros = " ".join(f"mov.b32 {{o[{i}]}}, 0;" for i in range(4))
+    text = f"{{{{ .reg .pred p; setp.ne.s32 p, {{i[1]}}, 0; {zeros} @p {load} }}}}"
+    return ptx.emit(text, "rrrr", [("l", address), ("r", exists)], volatile=True)
+
+
+def store(address: Value, offset: int, pair: list[Value], exists: Value | None) -> None:
+    store = f"st.global.v2.b32 [{{i[0]}} + {offset}], {{{{{{i[1]}}, {{i[2]}}}}}};"
+    ins = [("l", address), *(("r", word) for word in pair)]
+    if exists is not None:
+        store = f"{{{{ .reg .pred p; setp.ne.s32 p, {{i[3]}}, 0; @p {store} }}}}"
+        ins.append(("r", exists))
+    ptx.emit(store, "", ins, volatile=True)
