@@ -30,7 +30,7 @@ def nvfp4_matmul(
     out_dtype: Any = jnp.bfloat16,
     config: FusedConfig | None = None,
 ) -> Array:
-    """x @ w.T + bias for a weight in NVFP4 and at most 256 tokens; the weight is decoded in registers, exactly.
+    """x @ w.T + bias for a weight in NVFP4 and at most 208 tokens; the weight is decoded in registers, exactly.
 
     x bf16 (m, k); packed u8 (n, k/2), low nibble first; block_scale e4m3 (n, k/16), normal numbers; tensor_scale f32 ()
     or (n,); bias f32 (n,). k a multiple of 256, n of 128. For more tokens expand the weight: `expand_to_int8`.

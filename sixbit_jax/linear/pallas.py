@@ -22,7 +22,7 @@ from sixbit_jax.formats import NVFP4Tensor, QuantizedTensor, QuantizedWeight, to
 from sixbit_jax.linear.spec import LinearSpec
 
 GROUP = 128  # columns that share a rotation, and may share an activation scale
-FEW_TOKENS = 256
+FEW_TOKENS = 208
 FUSED_K = 256
 
 

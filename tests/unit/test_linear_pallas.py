@@ -45,7 +45,7 @@ def test_supported(changes):
         (dict(rotated=64), "64 wide"),
         (dict(zero_groups=1), "zero points"),
         (dict(act="nvfp4"), 'activations "nvfp4"'),
-        (dict(act=None, m=257), "257 tokens"),
+        (dict(act=None, m=209), "209 tokens"),
         (dict(act=None, k=384), "multiple of 256"),
         (dict(act=None, smooth=True), "smoothing"),
     ],

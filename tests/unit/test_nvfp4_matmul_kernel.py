@@ -17,7 +17,7 @@ from pallas_kernels.nvfp4_matmul import (
     nvfp4_matmul,
     w4a4_matmul,
 )
-from pallas_kernels.nvfp4_matmul.config import choose_config
+from pallas_kernels.nvfp4_matmul.config import MOST_TOKENS, choose_config
 from pallas_kernels.nvfp4_matmul.emulation import decoded, interleave
 
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -135,6 +135,16 @@ def test_lowers_for_cuda_at_every_benchmark_shape(case):
     assert "mosaic_gpu" in jax.jit(function).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
 
 
+@pytest.mark.parametrize("out_dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("m", [1, 16, 17, 65, 129, MOST_TOKENS])
+def test_any_number_of_tokens_lowers_by_rule(m, out_dtype):
+    shape, (k, n) = jax.ShapeDtypeStruct, (5120, 13824)
+    weight = shape((n, k // 2), jnp.uint8), shape((n, k // 16), jnp.float8_e4m3fn), shape((), jnp.float32)
+    function = functools.partial(nvfp4_matmul, config=choose_config(m, k, n, "another GPU"), out_dtype=out_dtype)
+    traced = jax.jit(function).trace(shape((m, k), jnp.bfloat16), *weight)
+    assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
 @pytest.mark.parametrize("m", [8, 64])
 def test_every_candidate_lowers(m):
     case, shape = benchmark.Case("fused", m, 5120, 13824), jax.ShapeDtypeStruct
@@ -198,7 +208,7 @@ def good(**changes):
     [
         (dict(x=jnp.ones((2, 256))), "x is float32"),
         (dict(x=jnp.ones((0, 256), jnp.bfloat16)), "x has no rows"),
-        (dict(x=jnp.ones((257, 256), jnp.bfloat16)), "x has 257 rows"),
+        (dict(x=jnp.ones((209, 256), jnp.bfloat16)), "x has 209 rows"),
         (dict(packed=jnp.zeros((128, 128), jnp.int8)), "packed is int8"),
         (dict(packed=jnp.zeros((100, 128), jnp.uint8), block_scale=jnp.ones((100, 16), jnp.float8_e4m3fn)), "n = 100"),
         (dict(x=jnp.ones((2, 128), jnp.bfloat16)), "k = 128"),
