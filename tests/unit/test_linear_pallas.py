@@ -25,7 +25,7 @@ def on_a_hopper_gpu(monkeypatch):
         {},
         dict(w="int8", rotated=128, act_group=128, smooth=True, rank=16),
         dict(w="int4", m=1),
-        dict(act=None, m=256),
+        dict(act=None, m=208),
     ],
 )
 def test_supported(changes):
