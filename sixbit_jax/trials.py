@@ -6,6 +6,7 @@ searches look at the same runs.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -84,6 +85,7 @@ def find_thresholds(trials: Trials, predicted: np.ndarray, alone: float, bits: f
     precision, predicts = trials.precision, isinstance(trials.precision, PredictedPrecision)
     spread = float(precision.routes[1].bits - precision.routes[0].bits) if predicts else 1.0
     widths = bits_search.ThresholdSearch(predicted, alone, spread)
+    distance = functools.partial(_distance, bits=bits if predicts else None, skip_rate=skip_rate)
     tried: list[Found] = []
 
     def run(tau: float) -> list[Trace]:
@@ -98,7 +100,7 @@ def find_thresholds(trials: Trials, predicted: np.ndarray, alone: float, bits: f
         for _ in range(ROUNDS):
             traces = run(taus.tau)
             tried.append(_found(traces, precision, widths.threshold, taus.tau))
-            if _distance(tried[-1], bits if predicts else None, skip_rate) <= 1:
+            if distance(tried[-1]) <= 1:
                 break
             came_to = tried[-1].skip_rate
             if abs(came_to - skip_rate) > CLOSE_RATE:
@@ -106,7 +108,7 @@ def find_thresholds(trials: Trials, predicted: np.ndarray, alone: float, bits: f
             else:  # in widths of what ran, which hang less on how much was skipped
                 widths.tell(tried[-1].bits / (1 - came_to), bits / (1 - came_to))
                 taus.forget()
-    return min(tried, key=lambda each: _distance(each, bits if predicts else None, skip_rate))
+    return min(tried, key=distance)
 
 
 def _found(traces: Sequence[Trace], precision: AbstractPrecisionPolicy, threshold: float, tau: float) -> Found:

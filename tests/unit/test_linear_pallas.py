@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.nvfp4_matmul.config import MOST_TOKENS
 from sixbit_jax.formats import QuantizedWeight, hadamard, quantize_int8, quantize_nvfp4
 from sixbit_jax.linear import pallas, reference, xla
 from sixbit_jax.linear.spec import LinearSpec, describe
@@ -30,6 +31,11 @@ def on_a_hopper_gpu(monkeypatch):
 )
 def test_supported(changes):
     assert pallas.supports(dataclasses.replace(SPEC, **changes)) is None
+
+
+def test_few_tokens_are_those_that_the_kernel_takes():
+    """Said twice: to ask what is supported must not import the kernels."""
+    assert pallas.FEW_TOKENS == MOST_TOKENS
 
 
 @pytest.mark.parametrize(
