@@ -1,8 +1,8 @@
 """Q·Kᵀ and P·V on the tensor cores, issued back to back in one asm statement so that nothing moves in between."""
 
-from pallas_kernels.attention_int8 import ptx
-from pallas_kernels.attention_int8.ptx import Value
+from pallas_kernels import ptx
 from pallas_kernels.attention_int8.tile import Tile
+from pallas_kernels.ptx import Value
 
 LINE = 128  # bytes of a swizzled row of Q and K
 CORE = 8 * LINE  # bytes of eight such rows

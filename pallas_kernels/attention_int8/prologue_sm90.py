@@ -23,7 +23,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, vector
 
-from pallas_kernels.attention_int8 import ptx
+from pallas_kernels import ptx
 from pallas_kernels.attention_int8.numbers import GROUP, HEAD, ONES, ROWS
 from pallas_kernels.mosaic import ceil_div, launch_grid, load, swizzled
 from pallas_kernels.quantize_rows.spec import rounded_to_codes

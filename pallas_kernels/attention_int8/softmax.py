@@ -9,7 +9,7 @@ pipes, an interpolated one 1.5.
 import functools
 import math
 
-from pallas_kernels.attention_int8 import ptx
+from pallas_kernels import ptx
 from pallas_kernels.attention_int8.numbers import (
     F16_BIAS,
     F16_ONE,
@@ -19,8 +19,8 @@ from pallas_kernels.attention_int8.numbers import (
     LINEAR_SHIFT,
     PARABOLA,
 )
-from pallas_kernels.attention_int8.ptx import Value
 from pallas_kernels.attention_int8.tile import Tile
+from pallas_kernels.ptx import Value
 
 MAX_CHAINS = 4  # long enough for the three-operand maximum, short enough to hide its latency
 SUM_CHAINS = 4

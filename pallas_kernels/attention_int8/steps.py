@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.attention_int8 import products, ptx, totals
+from pallas_kernels import ptx
+from pallas_kernels.attention_int8 import products, totals
 from pallas_kernels.attention_int8 import softmax as registers
 from pallas_kernels.attention_int8.numbers import HEAD, ROWS
-from pallas_kernels.attention_int8.ptx import REF, SCALAR, bag, pack, unpack
 from pallas_kernels.attention_int8.tile import Tile
+from pallas_kernels.ptx import REF, SCALAR, bag, pack, unpack
 
 Ref = Any
 Bag = jax.Array

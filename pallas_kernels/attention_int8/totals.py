@@ -7,11 +7,11 @@ of one number side by side over the threads: no two of a warp in one bank.
 
 import math
 
-from pallas_kernels.attention_int8 import ptx
+from pallas_kernels import ptx
 from pallas_kernels.attention_int8.config import CONSUMERS
-from pallas_kernels.attention_int8.ptx import Value
 from pallas_kernels.attention_int8.tile import VECTOR, Tile
 from pallas_kernels.mosaic import WARPGROUP
+from pallas_kernels.ptx import Value
 
 STRIDE = CONSUMERS * WARPGROUP * 4 * VECTOR  # bytes of one vector of every thread
 

@@ -18,9 +18,8 @@ class QuantizeRowsConfig:
     split: int = 1  # parts a row is cut into
     warpgroups: int = 2
     slots: int = 1  # tiles of codes on their way out, per warpgroup
-    warps: int = (
-        0  # 1 or 4: `warps_sm90`, so many warps take `rows` rows, one if four; of what is above only warpgroups
-    )
+    # 1 or 4: `warps_sm90`, so many warps take `rows` rows, one if four; of what is above only warpgroups.
+    warps: int = 0
 
 
 def choose_config(k: int, spec: Any, kind: str) -> QuantizeRowsConfig:

@@ -17,7 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, vector
 
-from pallas_kernels.attention_int8 import ptx
+from pallas_kernels import ptx
 from pallas_kernels.mosaic import swizzled
 from pallas_kernels.quantize_rows.config import GROUP, TILE
 from pallas_kernels.quantize_rows.kernel_sm90 import HALF, ROWS, Kernel, Outputs

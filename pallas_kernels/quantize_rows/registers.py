@@ -13,8 +13,8 @@ butterflies inside a thread.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pallas_kernels.attention_int8 import ptx
-from pallas_kernels.attention_int8.ptx import Value
+from pallas_kernels import ptx
+from pallas_kernels.ptx import Value
 
 GROUPS = 8  # a warp holds at a time: a unit
 CHUNKS = 4  # of sixteen bytes, of a thread in a unit

@@ -21,9 +21,9 @@ from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir.dialects import arith
 
-from pallas_kernels.attention_int8 import ptx
-from pallas_kernels.attention_int8.ptx import Value
+from pallas_kernels import ptx
 from pallas_kernels.mosaic import ceil_div, device_facts, launch_grid
+from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import registers as regs
 from pallas_kernels.quantize_rows.config import GROUP, QuantizeRowsConfig
 from pallas_kernels.quantize_rows.registers import CHUNK, CHUNKS, GROUPS
