@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +61,19 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="1.3B")
     parser.add_argument("--what", choices=("skip", "forward", "both"), default="both")
     parser.add_argument("--cache-format", default="bf16", help="f32, bf16, int8 or nvfp4")
+    parser.add_argument("--linear", help="the implementation of the INT8 routes; the fastest that runs by default")
+    parser.add_argument("--attention", help="the implementation of attention")
     parser.add_argument("--kernels", type=int, default=0, help="list so many kernels of a forward that take longest")
     parser.add_argument("--output", type=Path, help="append one JSON line")
     args = parser.parse_args()
 
     result: dict[str, Any] = {"what": "policies", "size": args.size, "cache_format": args.cache_format}
+    result |= {"linear": args.linear, "attention": args.attention}
     if args.what != "forward":
         result |= skip_times(args.size, args.cache_format)
     if args.what != "skip":
-        result |= forward_times(args.size, args.cache_format, args.kernels)
+        chosen = {"linear": args.linear, "attention": args.attention}
+        result |= forward_times(args.size, args.cache_format, chosen, args.kernels)
     result |= provenance("benchmarks/policies.py")
     print(json.dumps(result, indent=1))
     if args.output:
@@ -117,13 +121,16 @@ def skipped_stack(policy: TemporalDeltaCache, x: Any, memory: Any, skip: Any) ->
     return jax.lax.scan(layer, (x, memory), (jnp.arange(skip.size), skip))[0]
 
 
-def forward_times(size: str, cache_format: str, kernels: int = 0) -> dict[str, Any]:
+def forward_times(
+    size: str, cache_format: str, implementations: Mapping[str, str | None], kernels: int = 0
+) -> dict[str, Any]:
     """All routes INT8: what is left of the difference is policies, statistics and conditionals."""
     spec, config = sizes(size), SIZES[size]
     params = random_params(config)
     inputs = random_inputs(params, config, LATENTS[size])
     cache = TemporalDeltaCache(tau=0.0, cache_format=cache_format)
-    runs = {name: forward(config, spec, params, inputs, cache, parts) for name, parts in PARTS.items()}
+    build = functools.partial(forward, config, spec, params, inputs, cache, **implementations)
+    runs = {name: build(parts) for name, parts in PARTS.items()}
     found = milliseconds(runs)
     for name in ("plain", "all") if kernels else ():
         print(f"{name}:")
@@ -138,14 +145,24 @@ def forward_times(size: str, cache_format: str, kernels: int = 0) -> dict[str, A
 
 
 def forward(
-    config: WanConfig, spec: PolicySpec, params: Any, inputs: Any, cache: TemporalDeltaCache, parts: tuple[str, ...]
+    config: WanConfig,
+    spec: PolicySpec,
+    params: Any,
+    inputs: Any,
+    cache: TemporalDeltaCache,
+    parts: tuple[str, ...],
+    *,
+    linear: str | None = None,
+    attention: str | None = None,
 ) -> Callable[[], Any]:
     """One branch through all blocks with some parts of 6bit. The cache, where there is one, is updated in place."""
     table = ((0.0,) * len(GROUPS),) * config.num_layers
     routes = PredictedPrecision(table, table, error_threshold=-1.0).routes if "routes" in parts else (Route("int8"),)
+    routes = tuple(Route(r.act, linear) if r.act == "int8" else r for r in routes)
     route = jnp.full((config.num_layers, len(GROUPS)), HIGH if "routes" in parts else 0, jnp.int32)
     skip = jnp.zeros((config.num_layers,), bool)
     static: dict[str, Any] = {"token_multiple": 256 if jax.default_backend() == "gpu" else 1}
+    static["attention_implementation"] = attention
     if "statistics" in parts:
         static["observe"] = note_outlier_ratio
     if "cache" in parts:
