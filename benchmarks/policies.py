@@ -2,8 +2,8 @@
 
     python benchmarks/policies.py --size 1.3B --output benchmarks/policies.jsonl
 
-skip      the scan over blocks with every block skipped, beside the time that the bytes it has to move take at the
-          rate of a copy: each block reads its delta and the activations, and writes the activations
+skip      a step that skips all blocks, beside the time that the bytes it has to move take at the rate of a copy: all
+          deltas read, the activations read and written
 forward   one branch through all blocks with predicted precision (three routes compiled in, all decisions INT8), the
           delta cache and what both observe, beside W4A8 without any of it; and each of the three alone
 
@@ -42,6 +42,7 @@ from sixbit_jax.policies import PolicySpec, PredictedPrecision, TemporalDeltaCac
 from sixbit_jax.policies.measures import note_outlier_ratio  # noqa: E402
 from sixbit_jax.quantize import quantize  # noqa: E402
 from sixbit_jax.routes import Route  # noqa: E402
+from sixbit_jax.sampler import COMPILER_OPTIONS  # noqa: E402
 
 SIZES = {"1.3B": WAN_1_3B, "14B": WAN_14B, "micro": WanConfig(2, 1, 256, text_dim=32, freq_dim=32)}
 LATENTS = {"1.3B": (21, 60, 104), "14B": (21, 60, 104), "micro": (2, 8, 8)}
@@ -90,11 +91,13 @@ def sizes(size: str) -> PolicySpec:
 
 def skip_times(size: str, cache_format: str) -> dict[str, float]:
     """A stack whose blocks are all skipped, in the carry of a loop over steps as in sampling."""
-    spec, policy = sizes(size), TemporalDeltaCache(tau=1.0, cache_format=cache_format)
+    spec, policy = sizes(size), TemporalDeltaCache(tau=1.0, cache_format=cache_format, together="step")
     memory = jax.jit(lambda: policy.allocate(spec))()
     x = jnp.ones((1, spec.tokens, spec.dim), jnp.bfloat16)
     skip = jnp.ones((spec.layers,), bool)
-    run_stack = jax.jit(functools.partial(skipped_stack, policy), donate_argnums=1)
+    run_stack = jax.jit(
+        functools.partial(skipped_stack, policy), donate_argnums=(0, 1), compiler_options=COMPILER_OPTIONS
+    )
     state = {"memory": memory, "x": x}
 
     def step() -> Any:
@@ -105,20 +108,24 @@ def skip_times(size: str, cache_format: str) -> dict[str, float]:
     copy = jax.jit(lambda big: -big)  # reads and writes all of it once; a plain copy may be elided
     found = milliseconds({"skip": step, "copy": lambda: copy(big)})
     rate = 2 * big.nbytes / found["copy"]
-    moved = policy.nbytes(spec) + 2 * spec.layers * x.nbytes
+    moved = policy.nbytes(spec) + 2 * x.nbytes
     least = moved / rate
     return {"skip_ms": found["skip"], "skip_least_ms": least, "skip_ratio": found["skip"] / least, "skip_bytes": moved}
 
 
 def skipped_stack(policy: TemporalDeltaCache, x: Any, memory: Any, skip: Any) -> tuple[Any, Any]:
-    """The scan over blocks; a block that does run costs something, so nothing can be simplified away."""
+    """A step's blocks; one that does run costs something, so nothing can be simplified away."""
 
-    def layer(carry: Any, xs: Any) -> Any:
-        slot, skip = xs
-        x, memory, _ = policy.run(lambda x: (jnp.tanh(x), {}), *carry, slot, skip)
-        return (x, memory), None
+    def blocks(run_block: Any, x: Any, memory: Any) -> Any:
+        def layer(carry: Any, decision: Any) -> Any:
+            x, memory, observed = run_block(lambda x: (jnp.tanh(x), {}), *carry, decision)
+            return (x, memory), observed
 
-    return jax.lax.scan(layer, (x, memory), (jnp.arange(skip.size), skip))[0]
+        carry, observed = jax.lax.scan(layer, (x, memory), (slots, skip))
+        return *carry, observed
+
+    slots = jnp.arange(skip.size)
+    return policy.run_stack(blocks, x, memory, slots, skip)[:2]
 
 
 def forward_times(
@@ -128,7 +135,7 @@ def forward_times(
     spec, config = sizes(size), SIZES[size]
     params = random_params(config)
     inputs = random_inputs(params, config, LATENTS[size])
-    cache = TemporalDeltaCache(tau=0.0, cache_format=cache_format)
+    cache = TemporalDeltaCache(tau=0.0, cache_format=cache_format, together="step")
     build = functools.partial(forward, config, spec, params, inputs, cache, **implementations)
     runs = {name: build(parts) for name, parts in PARTS.items()}
     found = milliseconds(runs)
@@ -166,9 +173,9 @@ def forward(
     if "statistics" in parts:
         static["observe"] = note_outlier_ratio
     if "cache" in parts:
-        static["run_block"] = lambda compute, x, memory, decision: cache.run(compute, x, memory, *decision)
+        static["run_stack"] = lambda blocks, x, memory, decisions: cache.run_stack(blocks, x, memory, *decisions)
 
-    @functools.partial(jax.jit, donate_argnums=1)
+    @functools.partial(jax.jit, donate_argnums=1, compiler_options=COMPILER_OPTIONS)
     def program(inputs: Any, memory: Any, params: Any, route: Any, skip: Any) -> Any:
         cached = {"memory": memory, "decisions": (jnp.arange(config.num_layers), skip)} if "cache" in parts else {}
         latents, timestep, context = inputs

@@ -33,7 +33,7 @@ from sixbit_jax.policies.measures import note_outlier_ratio
 from sixbit_jax.presets import Preset
 from sixbit_jax.quantize import StatisticsByPath
 from sixbit_jax.recipes import Recipe
-from sixbit_jax.sampler import Sampler, Trace, sample
+from sixbit_jax.sampler import COMPILER_OPTIONS, Sampler, Trace, sample
 from sixbit_jax.settings import Settings
 from sixbit_jax.shapes import Params
 from sixbit_jax.video import write_mp4
@@ -188,7 +188,7 @@ class WanPipeline:
         parts = self.parts(settings)
         key = parts, str(jax.tree.map(jnp.shape, arguments))
         if key not in self._programs:
-            self._programs[key] = _denoise.lower(parts, self.components.experts, *arguments).compile()
+            self._programs[key] = _denoise.lower(parts, self.components.experts, *arguments).compile(COMPILER_OPTIONS)
         return self._programs[key]
 
     def parts(self, settings: Settings) -> Sampler:

@@ -4,8 +4,8 @@
     latents --patches--> x --scan over blocks--> x --head--> velocity
 
 `forward` scans over stacked layers. What a block does at a step is not decided here: `routes` and `route_index` say how
-its linears multiply, `run_block` says whether it runs at all (see `policies/`). The f32 islands of the reference stay
-f32: time embedding, modulation, norm statistics, gated residual adds, rotation.
+its linears multiply, `run_block` or `run_stack` says whether it runs at all (see `policies/`). The f32 islands of the
+reference stay f32: time embedding, modulation, norm statistics, gated residual adds, rotation.
 """
 
 import dataclasses
@@ -36,6 +36,10 @@ Observe: TypeAlias = Callable[[str, Array, Params], Any]
 Compute: TypeAlias = Callable[[Array], tuple[Array, dict[str, Any]]]
 # (compute, x, memory, decision) -> (x, memory, observation): a cache policy's wrapper round one block.
 RunBlock: TypeAlias = Callable[[Compute, Array, Any, Any], tuple[Array, Any, Any]]
+# (a wrapper, x, memory) -> (x, memory, observations stacked over layers): all blocks, each in that wrapper.
+Blocks: TypeAlias = Callable[[RunBlock, Array, Any], tuple[Array, Any, Any]]
+# (blocks, x, memory, decisions) -> the same: a cache policy's wrapper round the stack.
+RunStack: TypeAlias = Callable[[Blocks, Array, Any, Any], tuple[Array, Any, Any]]
 
 
 @jax.tree_util.register_dataclass
@@ -93,6 +97,7 @@ def forward(
     routes: Sequence[Route] = (Route(),),
     route_index: Int[Array, "l g"] | None = None,
     run_block: RunBlock = run_dense,
+    run_stack: RunStack | None = None,
     memory: Any = (),
     decisions: Any = (),
     attention_implementation: str | Sequence[str] | None = None,
@@ -121,7 +126,7 @@ def forward(
     if route_index is None:
         route_index = jnp.zeros((config.num_layers, len(GROUPS)), jnp.int32)
 
-    def layer(carry: tuple[Array, Any], xs: Any) -> tuple[tuple[Array, Any], Any]:
+    def layer(run_block: RunBlock, carry: tuple[Array, Any], xs: Any) -> tuple[tuple[Array, Any], Any]:
         x, memory = carry
         p, layer_context, index, decision = xs
 
@@ -142,8 +147,15 @@ def forward(
         x, memory, observed = run_block(compute, x, memory, decision)
         return (x, memory), observed
 
-    xs = (params["blocks"], context, route_index, decisions)
-    (x, memory), observed = lax.scan(layer, (x, memory), xs, unroll=unroll)
+    def blocks(run_block: RunBlock, x: Array, memory: Any) -> tuple[Array, Any, Any]:
+        xs = (params["blocks"], context, route_index, decisions)
+        carry, observed = lax.scan(functools.partial(layer, run_block), (x, memory), xs, unroll=unroll)
+        return *carry, observed
+
+    if run_stack is None:
+        x, memory, observed = blocks(run_block, x, memory)
+    else:
+        x, memory, observed = run_stack(blocks, x, memory, decisions)
     return _head(params, config, x[:, :tokens], time, grid), memory, observed
 
 

@@ -20,10 +20,14 @@ from sixbit_jax.policies.measures import relative_change
 
 # x -> the block's output, and what the model notes of its insides (a dict, often empty)
 Compute = Callable[[Array], tuple[Array, dict[str, Any]]]
+# (compute, x, memory, (slot, skip)) -> (x, memory, observation): a wrapper round one block
+RunBlock = Callable[[Compute, Array, Any, Any], tuple[Array, Any, Any]]
+# (a wrapper, x, memory) -> what all blocks of the model come to, each in that wrapper
+Blocks = Callable[[RunBlock, Array, Any], tuple[Array, Any, Any]]
 
 
 class AbstractCachePolicy(AbstractPolicy, abc.ABC):
-    """Decides per layer, then wraps each block with `run`."""
+    """Decides per layer, then wraps each block with `run`, or the stack of them with `run_stack`."""
 
     @abc.abstractmethod
     def init(self, spec: PolicySpec) -> Any:
@@ -49,6 +53,12 @@ class AbstractCachePolicy(AbstractPolicy, abc.ABC):
 
         The dict holds the notes of `compute`, or zeros for them where it did not run.
         """
+
+    def run_stack(
+        self, blocks: Blocks, x: Float[Array, "b s d"], memory: Any, slots: Int[Array, " l"], skip: Bool[Array, " l"]
+    ) -> tuple[Float[Array, "b s d"], Any, Any]:
+        """All blocks, in `run` one by one; a policy that decides for all of them at once need not ask each."""
+        return blocks(lambda compute, x, memory, decision: self.run(compute, x, memory, *decision), x, memory)
 
     @property
     def measures(self) -> tuple[str, ...]:

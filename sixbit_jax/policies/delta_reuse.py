@@ -4,12 +4,11 @@
     skipped     y = x + what is kept there
 
 A subclass decides when. Skipping every block of a step is the same as adding again what the whole stack added to its
-input, so policies that skip whole steps are subclasses too.
+input, so policies that skip whole steps are subclasses too; one decision a step then takes the place of one a block.
 """
 
 import abc
 import dataclasses
-import functools
 from typing import Any, TypeVar
 
 import jax
@@ -21,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sixbit_jax.errors import UserError, nearest
 from sixbit_jax.policies import delta_store
 from sixbit_jax.policies.base import PolicySpec
-from sixbit_jax.policies.cache import AbstractCachePolicy, Compute, NoCache
+from sixbit_jax.policies.cache import AbstractCachePolicy, Blocks, Compute, NoCache
 from sixbit_jax.policies.measures import relative_change
 
 
@@ -70,37 +69,65 @@ class AbstractDeltaReuse(AbstractCachePolicy):
         deltas = delta_store.allocate(self.cache_format, int((place >= 0).sum()), shape)
         return {"place": jnp.asarray(place), "deltas": deltas}
 
+    @property
+    def whole_steps(self) -> bool:
+        """Whether a step skips all blocks that have a cache or none."""
+        return False
+
+    def run_stack(
+        self, blocks: Blocks, x: Float[Array, "b s d"], memory: Any, slots: Int[Array, " l"], skip: Bool[Array, " l"]
+    ) -> tuple[Float[Array, "b s d"], Any, Any]:
+        if not self.whole_steps or self.layers is not None:
+            return super().run_stack(blocks, x, memory, slots, skip)
+
+        def run(x: Array, memory: Any) -> tuple[Array, Any, Any]:
+            return blocks(lambda compute, x, memory, decision: self._run(compute, x, memory, decision[0]), x, memory)
+
+        no_notes = _zeros(jax.eval_shape(run, x, memory)[2])
+
+        def reuse(x: Array, memory: Any) -> tuple[Array, Any, Any]:
+            # Unrolled it is one pass over all deltas, which does not write x thirty times.
+            add = lambda x, slot: (self._reuse(x, memory, slot), None)
+            return lax.scan(add, x, slots, unroll=True)[0], memory, no_notes
+
+        return lax.cond(~skip.all(), run, reuse, x, memory)
+
     def run(
         self, compute: Compute, x: Float[Array, "b s d"], memory: Any, slot: Int[Array, ""], skip: Bool[Array, ""]
     ) -> tuple[Float[Array, "b s d"], Any, dict[str, Any]]:
-        place = memory["place"][slot]
-        read = functools.partial(delta_store.read, self.cache_format)
-        no_notes = jax.tree.map(lambda note: jnp.zeros(note.shape, note.dtype), jax.eval_shape(compute, x)[1])
-
-        def reuse(x: Array, deltas: Any) -> tuple[Array, Any, Any]:
-            y = (x.astype(jnp.float32) + read(deltas, place)).astype(x.dtype)
-            return y, deltas, no_notes | {"gamma": jnp.float32(0), "change": jnp.float32(0)}
-
-        def run(x: Array, deltas: Any) -> tuple[Array, Any, Any]:
-            y, notes = compute(x)
-            if self.layers is None:
-                deltas, change = keep(x, y, deltas)
-            else:
-                deltas, change = lax.cond(place >= 0, keep, lambda x, y, deltas: (deltas, jnp.float32(0)), x, y, deltas)
-            return y, deltas, notes | {"gamma": relative_change(x, y), "change": change}
-
-        def keep(x: Array, y: Array, deltas: Any) -> tuple[Any, Array]:
-            delta = y.astype(jnp.float32) - x.astype(jnp.float32)
-            old = read(deltas, place)
-            change = jnp.abs(delta - old).sum() / jnp.maximum(jnp.abs(old).sum(), jnp.finfo(jnp.float32).tiny)
-            # Never below zero; but now the write has to wait for the read, and XLA updates in place. Without a reason
-            # to wait it keeps a copy of all deltas to read from.
-            after = place + (change < 0).astype(place.dtype)
-            return delta_store.write(self.cache_format, deltas, after, delta), change
-
+        run = lambda x, memory: self._run(compute, x, memory, slot)
+        no_notes = _zeros(jax.eval_shape(run, x, memory)[2])
+        reuse = lambda x, memory: (self._reuse(x, memory, slot), memory, no_notes)
         # What passes the deltas through has to be the false branch: in the other, XLA would copy all of them.
-        y, deltas, observed = lax.cond(~skip, run, reuse, x, memory["deltas"])
-        return y, memory | {"deltas": deltas}, observed
+        return lax.cond(~skip, run, reuse, x, memory)
+
+    def _reuse(self, x: Float[Array, "b s d"], memory: Any, slot: Int[Array, ""]) -> Float[Array, "b s d"]:
+        kept = delta_store.read(self.cache_format, memory["deltas"], memory["place"][slot])
+        return (x.astype(jnp.float32) + kept).astype(x.dtype)
+
+    def _run(
+        self, compute: Compute, x: Float[Array, "b s d"], memory: Any, slot: Int[Array, ""]
+    ) -> tuple[Float[Array, "b s d"], Any, dict[str, Any]]:
+        y, notes = compute(x)
+        place, deltas = memory["place"][slot], memory["deltas"]
+        if self.layers is None:
+            deltas, change = self._keep(x, y, deltas, place)
+        else:
+            keep = lambda x, y, deltas: self._keep(x, y, deltas, place)
+            deltas, change = lax.cond(place >= 0, keep, lambda x, y, deltas: (deltas, jnp.float32(0)), x, y, deltas)
+        return y, memory | {"deltas": deltas}, notes | {"gamma": relative_change(x, y), "change": change}
+
+    def _keep(
+        self, x: Float[Array, "b s d"], y: Float[Array, "b s d"], deltas: Any, place: Int[Array, ""]
+    ) -> tuple[Any, Float[Array, ""]]:
+        """The deltas with this one, and its change."""
+        delta = y.astype(jnp.float32) - x.astype(jnp.float32)
+        old = delta_store.read(self.cache_format, deltas, place)
+        change = jnp.abs(delta - old).sum() / jnp.maximum(jnp.abs(old).sum(), jnp.finfo(jnp.float32).tiny)
+        # Never below zero; but now the write has to wait for the read, and XLA updates in place. Without a reason to
+        # wait it keeps a copy of all deltas to read from.
+        after = place + (change < 0).astype(place.dtype)
+        return delta_store.write(self.cache_format, deltas, after, delta), change
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -121,6 +148,10 @@ class AbstractDeltaReuse(AbstractCachePolicy):
         chosen = sorted(set(layers))
         place[:, chosen] = np.arange(spec.branches * len(chosen)).reshape(spec.branches, -1)
         return place.reshape(-1)
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda note: jnp.zeros(note.shape, note.dtype), shapes)
 
 
 Reuse = TypeVar("Reuse", bound=AbstractDeltaReuse)

@@ -27,6 +27,10 @@ class ScheduledReuse(AbstractDeltaReuse):
             raise UserError(f"ScheduledReuse: steps has {min(self.steps)}; the first that can be skipped is 1")
 
     @property
+    def whole_steps(self) -> bool:
+        return True
+
+    @property
     def least_steps(self) -> int:
         return min(self.steps, default=0) + 1
 

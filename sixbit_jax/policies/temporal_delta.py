@@ -63,6 +63,10 @@ class TemporalDeltaCache(AbstractDeltaReuse):
         return ("tau",) if self.tau is None else ()
 
     @property
+    def whole_steps(self) -> bool:
+        return self.together == "step"
+
+    @property
     def least_steps(self) -> int:
         """Two deltas have to be known before a change is."""
         return max(self.warmup, 2) + 1 + self.cooldown

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from sixbit_jax.policies import (
 )
 from sixbit_jax.policies.delta_reuse import within_budget
 from sixbit_jax.policies.temporal_delta import TOGETHER
-from sixbit_jax.sampler import Sampler, sample
+from sixbit_jax.sampler import COMPILER_OPTIONS, Sampler, sample
 
 LAYERS, DIM, STEPS, BRANCHES = 4, 32, 16, 2
 SHAPE = (1, 1, 2, 4, DIM)
@@ -39,15 +40,18 @@ def block(weight: jax.Array, x: jax.Array, time: jax.Array) -> jax.Array:
 class Blocks:
     """A stack of small residual blocks, as the sampler wants a model."""
 
-    def __call__(self, params, latents, context, info, *, routes, route_index, run_block, memory, decisions):
-        def layer(carry: Any, xs: Any) -> Any:
-            weight, decision = xs
-            compute = lambda x: (block(weight, x, context + info.timestep / 1e3), {})
-            x, memory, observed = run_block(compute, *carry, decision)
-            return (x, memory), observed
+    def __call__(self, params, latents, context, info, *, routes, route_index, run_stack, memory, decisions):
+        def blocks(run_block: Any, x: jax.Array, memory: Any) -> Any:
+            def layer(carry: Any, xs: Any) -> Any:
+                weight, decision = xs
+                compute = lambda x: (block(weight, x, context + info.timestep / 1e3), {})
+                x, memory, observed = run_block(compute, *carry, decision)
+                return (x, memory), observed
 
-        x = latents.reshape(1, TOKENS, DIM)
-        (x, memory), observed = jax.lax.scan(layer, (x, memory), (params, decisions))
+            carry, observed = jax.lax.scan(layer, (x, memory), (params, decisions))
+            return *carry, observed
+
+        x, memory, observed = run_stack(blocks, latents.reshape(1, TOKENS, DIM), memory, decisions)
         return (x / 4).reshape(latents.shape), memory, observed
 
 
@@ -73,7 +77,9 @@ def infos() -> StepInfo:
 def run(cache: Any) -> tuple[jax.Array, Any]:
     weights, contexts, noise = inputs()
     parts = Sampler(Blocks(), schedulers.get("euler"), FixedPrecision(), cache, SPEC)
-    return jax.jit(sample, static_argnums=0)(parts, weights, contexts, noise, infos())
+    return jax.jit(sample, static_argnums=0, compiler_options=COMPILER_OPTIONS)(
+        parts, weights, contexts, noise, infos()
+    )
 
 
 def python_loop(policy: TemporalDeltaCache) -> tuple[np.ndarray, np.ndarray]:
@@ -236,13 +242,24 @@ def test_without_tau_it_does_not_run():
         run(TemporalDeltaCache())
 
 
+@pytest.mark.parametrize("cache_format", delta_store.formats())
+def test_a_step_skipped_whole_is_its_blocks_skipped_one_by_one(cache_format: str):
+    policy = ScheduledReuse(steps=(3, 4), cache_format=cache_format)
+    found, _ = run(policy)
+    with mock.patch.object(ScheduledReuse, "whole_steps", False):
+        block_by_block, _ = run(policy)
+    np.testing.assert_allclose(found, block_by_block, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("together", ["block", "step"])
 @pytest.mark.parametrize("layers", [None, (0, 3)])
-def test_the_cache_is_updated_in_place(layers: tuple[int, ...] | None):
+def test_the_cache_is_updated_in_place(layers: tuple[int, ...] | None, together: str):
     """One copy would be the price of the whole cache, at every block of every step."""
-    policy = TemporalDeltaCache(tau=0.2, cache_format="f32", layers=layers)
+    policy = TemporalDeltaCache(tau=0.2, cache_format="f32", layers=layers, together=together)
     weights, contexts, noise = inputs()
     parts = Sampler(Blocks(), schedulers.get("euler"), FixedPrecision(), policy, SPEC)
-    text = jax.jit(sample, static_argnums=0).lower(parts, weights, contexts, noise, infos()).compile().as_text()
+    program = jax.jit(sample, static_argnums=0, compiler_options=COMPILER_OPTIONS)
+    text = program.lower(parts, weights, contexts, noise, infos()).compile().as_text()
     cache = f"f32[{BRANCHES * (LAYERS if layers is None else len(layers))},1,{TOKENS},{DIM}]"
     body = text[: text.index("ENTRY")]
     assert cache in body
