@@ -16,8 +16,9 @@ import functools
 import json
 import os
 import sys
+import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,9 @@ def main() -> None:
     parser.add_argument("--cache-format", default="bf16", help="f32, bf16, int8 or nvfp4")
     parser.add_argument("--linear", help="the implementation of the INT8 routes; the fastest that runs by default")
     parser.add_argument("--attention", help="the implementation of attention")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="of a forward; plain and all too"
+    )
     parser.add_argument("--kernels", type=int, default=0, help="list so many kernels of a forward that take longest")
     parser.add_argument("--output", type=Path, help="append one JSON line")
     args = parser.parse_args()
@@ -74,7 +78,8 @@ def main() -> None:
         result |= skip_times(args.size, args.cache_format)
     if args.what != "skip":
         chosen = {"linear": args.linear, "attention": args.attention}
-        result |= forward_times(args.size, args.cache_format, chosen, args.kernels)
+        parts = ["plain", *args.parts, "all"]
+        result |= forward_times(args.size, args.cache_format, chosen, parts, kernels=args.kernels)
     result |= provenance("benchmarks/policies.py")
     print(json.dumps(result, indent=1))
     if args.output:
@@ -129,15 +134,22 @@ def skipped_stack(policy: TemporalDeltaCache, x: Any, memory: Any, skip: Any) ->
 
 
 def forward_times(
-    size: str, cache_format: str, implementations: Mapping[str, str | None], kernels: int = 0
+    size: str,
+    cache_format: str,
+    implementations: Mapping[str, str | None] | None = None,
+    parts: Sequence[str] = ("plain", "all"),
+    *,
+    kernels: int = 0,
 ) -> dict[str, Any]:
     """All routes INT8: what is left of the difference is policies, statistics and conditionals."""
     spec, config = sizes(size), SIZES[size]
     params = random_params(config)
     inputs = random_inputs(params, config, LATENTS[size])
     cache = TemporalDeltaCache(tau=0.0, cache_format=cache_format, together="step")
-    build = functools.partial(forward, config, spec, params, inputs, cache, **implementations)
-    runs = {name: build(parts) for name, parts in PARTS.items()}
+    build = functools.partial(forward, config, spec, params, inputs, cache, **(implementations or {}))
+    runs = {name: build(PARTS[name]) for name in dict.fromkeys(parts)}
+    for name, each in runs.items():
+        print(f"{name}: compiled and run once in {seconds(each):.0f} s", file=sys.stderr, flush=True)
     found = milliseconds(runs)
     for name in ("plain", "all") if kernels else ():
         print(f"{name}:")
@@ -198,6 +210,12 @@ def forward(
         return velocity, observed
 
     return run
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
 
 
 def random_inputs(params: Any, config: WanConfig, shape: tuple[int, int, int]) -> tuple[Any, Any, Any]:
