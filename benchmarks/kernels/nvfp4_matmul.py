@@ -12,7 +12,7 @@ from benchmarks.kernels.measure import Ceilings, milliseconds, relative_error, w
 from pallas_kernels.int8_matmul import int8_matmul
 from pallas_kernels.nvfp4_matmul import FusedConfig, expand_to_bf16, expand_to_int8, nvfp4_matmul
 from pallas_kernels.nvfp4_matmul.codes import scaled_values
-from pallas_kernels.nvfp4_matmul.config import TABLE, case_name
+from pallas_kernels.nvfp4_matmul.config import CHUNK, TABLE, case_name
 
 NAME = "nvfp4_matmul"
 COLUMNS = ("case", "µs", "of copy bandwidth", "vs torch bf16", "vs XLA", "of the product it feeds", "error")
@@ -177,20 +177,25 @@ def table_key(case: Case) -> tuple[Any, str]:
 
 
 def candidates(case: Case) -> list[FusedConfig]:
-    """Four decoding warpgroups for few tokens; finished inside, with and without sharing the tokens; then parts."""
-    chunks, tiles, tokens = case.k // 256, case.n // 128, -(-case.m // 8) * 8
-    slot, most = 128 * 128 + 128 * 16 + tokens * 512, 220_000
-    clusters = [c for c in (1, 2, 4) if c == 1 or (tiles % c == 0 and tokens % (8 * c) == 0)]
-    halves = [part for part in (1, 2, 3) if chunks % part == 0 and (part == 1 or part * tiles <= 132)]
-    found = (
-        [FusedConfig(part, stages, 1, part == 1, 2) for part in halves for stages in (6, 8, 4)] if tokens <= 16 else []
-    )
-    found = [c for c in found if min(c.stages, chunks // c.parts) % 2 == 0]
-    found += [FusedConfig(1, stages, cluster, True) for cluster in clusters for stages in (3, 4, 6)]
-    parts = [parts for parts in (1, 2, 3, 4, 5, 6, 8, 10) if chunks % parts == 0 and parts * tiles <= 264]
-    found += [FusedConfig(part, stages) for part in parts for stages in (3, 4)]
-    fits = lambda c: c.stages * slot + 128 * tokens * ((2 if c.inside else 4) + 4 * (c.groups - 1)) <= most
-    return [config for config in found if fits(config)]
+    """At most eight, likeliest first. Four decoding warpgroups where registers allow; longer stages, or more of them;
+    for many tokens, sharing these; then parts, added up outside."""
+    chunks, tiles, tokens = case.k // CHUNK, case.n // 128, -(-case.m // 8) * 8
+    inside = functools.partial(FusedConfig, parts=1, inside=True)
+    found = [inside(stages=stages, groups=2, span=span) for span, stages in ((2, 4), (4, 2), (1, 8), (2, 2), (1, 2))]
+    found += [inside(stages=stages, cluster=cluster) for cluster, stages in ((2, 4), (4, 4), (1, 4), (2, 3), (1, 3))]
+    found += [FusedConfig(parts=parts, stages=3) for parts in (2, 1)]
+
+    def fits(c: FusedConfig) -> bool:
+        slot = c.span * CHUNK * (128 * 9 // 16 + 2 * tokens)
+        out = 128 * tokens * ((2 if c.inside else 4) + 4 * (c.groups - 1))
+        return c.stages * slot + out <= 220_000 and (c.groups == 1 or tokens <= 16)
+
+    def divides(c: FusedConfig) -> bool:
+        fills, left = divmod(chunks, c.parts * c.span)
+        shares = c.cluster == 1 or (tiles % c.cluster == 0 and tokens % (8 * c.cluster) == 0)
+        return left == 0 and shares and (c.groups == 1 or min(c.stages, fills) % 2 == 0)
+
+    return [config for config in found if fits(config) and divides(config)][:8]
 
 
 def timed(case: Case, config: FusedConfig) -> float:

@@ -228,6 +228,7 @@ def good(**changes):
             ),
             "parts = 2",
         ),
+        (dict(config=FusedConfig(span=2)), "config.span = 2"),
         (dict(config=FusedConfig(cluster=2)), "config.cluster = 2"),
         (dict(config=FusedConfig(groups=2)), "config.groups = 2"),  # one chunk, hence one stage
     ],
