@@ -181,14 +181,20 @@ def candidates(case: Case) -> list[FusedConfig]:
     for many tokens, sharing these; then parts, added up outside."""
     chunks, tiles, tokens = case.k // CHUNK, case.n // 128, -(-case.m // 8) * 8
     inside = functools.partial(FusedConfig, parts=1, inside=True)
-    found = [inside(stages=stages, groups=2, span=span) for span, stages in ((2, 4), (4, 2), (1, 8), (2, 2), (1, 2))]
-    found += [inside(stages=stages, cluster=cluster) for cluster, stages in ((2, 4), (4, 4), (1, 4), (2, 3), (1, 3))]
+    found = [
+        inside(groups=2, span=span, stages=stages, depth=depth)
+        for span, stages, depth in ((2, 4, 128), (1, 8, 128), (2, 4, 256), (1, 8, 64), (4, 2, 128), (2, 2, 128))
+    ]
+    found += [
+        inside(cluster=cluster, stages=stages, depth=depth)
+        for cluster, stages, depth in ((2, 3, 64), (1, 4, 64), (2, 3, 128), (4, 3, 64), (1, 3, 64), (1, 3, 128))
+    ]
     found += [FusedConfig(parts=parts, stages=3) for parts in (2, 1)]
 
     def fits(c: FusedConfig) -> bool:
         slot = c.span * CHUNK * (128 * 9 // 16 + 2 * tokens)
         out = 128 * tokens * ((2 if c.inside else 4) + 4 * (c.groups - 1))
-        return c.stages * slot + out <= 220_000 and (c.groups == 1 or tokens <= 16)
+        return c.stages * slot + out <= 230_000 and (c.groups == 1 or tokens <= 16)
 
     def divides(c: FusedConfig) -> bool:
         fills, left = divmod(chunks, c.parts * c.span)

@@ -82,6 +82,8 @@ def _check_config(config: FusedConfig, m: int, k: int, n: int) -> None:
         raise ValueError(f"{op}: config.parts = {config.parts}, expected {parts}")
     if chunks // config.parts % config.span:
         raise ValueError(f"{op}: config.span = {config.span}, expected a divisor of {chunks // config.parts}")
+    if config.depth not in (64, 128, 256):
+        raise ValueError(f"{op}: config.depth = {config.depth}, expected 64, 128 or 256")
     fills = chunks // config.parts // config.span
     if config.groups > 1 and (config.groups > 2 or config.cluster > 1 or min(config.stages, fills) % 2):
         raise ValueError(f"{op}: config.groups = {config.groups}, expected 1, or 2 with even stages and no cluster")

@@ -10,7 +10,7 @@ A word of eight codes takes fifteen instructions:
 - One bf16x2 product a pair removes both, up to 2^-7, and is exact: code × scale has six significant bits.
 
 Nothing moves between threads, because any order of K will do if both operands share it. A thread of a wgmma operand
-holds, of each 64 columns, four pairs of a row; here these are the 16 codes of one block. Of 256 columns the four lanes
+holds, of each 64 columns, eight pairs of a row; here these are the 16 codes of one block. Of 256 columns the four lanes
 of a row take a quarter each: eight words and, in one word, their four scales. `interleave` puts the columns of x into
 that order.
 """
@@ -30,8 +30,6 @@ from pallas_kernels.mosaic import swizzled
 from pallas_kernels.nvfp4_matmul.config import CHUNK
 
 ROWS = 64  # of a wgmma
-STEP = 64  # of K, per register operand
-STEPS = CHUNK // STEP
 WORDS = CHUNK // 8
 BLOCKS = CHUNK // 16
 SWIZZLED = swizzled(WORDS, jnp.int32)
@@ -40,29 +38,30 @@ PAIR = "0x81C081C0"  # the bits of a sign and a magnitude, twice
 SELECT = "0xE4"  # the first operand where the third has ones, else the second
 
 
-def decode(words: Any, scales: Any, chunk: int, span: int) -> list[Array]:
-    """Chunk `chunk` of words s32 (64, 32 · span) and scales s8 (64, 16 · span), in shared memory, to four operands.
+def decode(words: Any, scales: Any, chunk: int, span: int, depth: int) -> list[Array]:
+    """Chunk `chunk` of words s32 (64, 32 · span) and scales s8 (64, 16 · span), in shared memory, to operands.
 
-    Each is bf16 (64, 64); columns in the order of `interleave`.
+    They are bf16 (64, depth); columns in the order of `interleave`.
     """
-    operand = plgpu.ShapeDtypeStruct((ROWS, STEP), jnp.bfloat16, layout=plgpu.Layout.WGMMA)
+    operand = plgpu.ShapeDtypeStruct((ROWS, depth), jnp.bfloat16, layout=plgpu.Layout.WGMMA)
+    count = CHUNK // depth
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(SWIZZLED), ptx.REF), return_type=[operand] * STEPS)
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(SWIZZLED), ptx.REF), return_type=[operand] * count)
     def inner(_, words, scales):
-        registers = np.empty((STEPS, STEP // 8, 2), dtype=object)
+        registers = np.empty((CHUNK // 8, 2), dtype=object)
         for place, (pair, factor) in thread_codes(words, scales, chunk, span).items():
             registers[place] = arith.mulf(_as_pair(pair), _as_pair(factor))
-        shape = fa.WGMMA_LAYOUT.registers_shape((ROWS, STEP))
+        shape = fa.WGMMA_LAYOUT.registers_shape((ROWS, depth))
         return [
-            fa.FragmentedArray(_registers=step.reshape(shape), _layout=fa.WGMMA_LAYOUT, _is_signed=None)
-            for step in registers
+            fa.FragmentedArray(_registers=part.reshape(shape), _layout=fa.WGMMA_LAYOUT, _is_signed=None)
+            for part in registers.reshape(count, -1)
         ]
 
     return inner(words, scales)
 
 
-def thread_codes(words: Any, scales: Any, chunk: int, span: int) -> dict[tuple[int, int, int], tuple[Any, Any]]:
-    """This thread's pairs of codes and their scales, by operand, eight columns of it, and half: rows r and r + 8."""
+def thread_codes(words: Any, scales: Any, chunk: int, span: int) -> dict[tuple[int, int], tuple[Any, Any]]:
+    """This thread's pairs of codes and their scales, by eight columns of the operand and half: rows r and r + 8."""
     row, lane = ptx.thread_row(), ptx.thread_column()
     word_address, scale_address = _word_address(words, row, lane, span), _scale_address(scales, row, lane, span)
     found = {}
@@ -71,8 +70,8 @@ def thread_codes(words: Any, scales: Any, chunk: int, span: int) -> dict[tuple[i
         for unit in range(2):
             address = ptx.op(f"xor.b32 {{o[0]}}, {{i[0]}}, {16 * unit};", "r", ("r", word_address))
             for i, word in enumerate(ptx.load_words(address, EIGHT_ROWS * (chunk + span * half), 4)):
-                step, columns = 2 * unit + i // 2, 4 * (i % 2)
-                found |= {(step, columns + j, half): (pair, factors[step]) for j, pair in enumerate(pairs(word))}
+                factor, first = factors[2 * unit + i // 2], 4 * (4 * unit + i)
+                found |= {(first + j, half): (pair, factor) for j, pair in enumerate(pairs(word))}
     return found
 
 

@@ -6,14 +6,19 @@ parts are added up outside, where scale and bias are applied too. With `inside` 
 bias, rounding and the transpose to (tokens, rows). CTAs of a cluster work on neighbouring rows and share the tokens by
 multicast: at 64 tokens these are more bytes from the second-level cache than the weight is from memory.
 
-What bounds it, for 13824 × 5120 and eight tokens, is less the memory (39.8 MB, 9.4 µs) than the instructions. The 108
-tiles of 128 rows keep 108 SMs busy, each with 20 chunks of 128 × 256 values; a chunk is two instructions of every
-scheduler for each one of the loop's. So 100 instructions a chunk are 4000 cycles, 2.1 µs at 1.9 GHz, and half as much
-again as schedulers wait. `decode_sm90` is written for that, and `span` chunks share a stage's barriers and copies: they
-are fewer, and rows of scales longer than the 16 bytes of one chunk, which cost as much to copy as 128.
+What bounds it, for 13824 × 5120 and eight tokens, is less the memory (39.8 MB, 9.4 µs) than the instructions. Tiles of
+128 rows keep 108 of 132 SMs busy, each with 20 chunks of 128 × 256 values. A chunk is a pass of the loop for two warps
+of each scheduler. At 427 instructions a pass, and 75 of the loading warp, 20 chunks were 18600 cycles, 9.8 µs at 1.9
+GHz, for schedulers that never wait; the kernel took 17. At 335 and 38 it is 14200, 7.5 µs. Hence
 
-One CTA fills an SM. Two decoding warpgroups are two warps a scheduler, which wait for every product they make; with
-`groups` = 2 it is four, in half the registers, and the two halves of K are added up at the end.
+- `decode_sm90`, two and a half instructions a value with everything else;
+- `span`: chunks that share a stage's barriers and copies, which cost another 75 instructions each. Scales then come in
+  rows longer than the 16 bytes of one chunk, whose copying takes a request a row like that of 128 bytes of codes;
+- `depth`: products begun together share the computation of addresses;
+- `groups`: two decoding warpgroups are two warps a scheduler, which wait for every product they make. With two groups
+  it is four, in half the registers; they take stages in turn, and their sums are added up at the end.
+
+One CTA fills an SM. Dividing K so that all 132 SMs work would take an eighth off the loop, and needs sums across CTAs.
 """
 
 import dataclasses
@@ -28,7 +33,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.mosaic import launch_grid, load, swizzled
 from pallas_kernels.nvfp4_matmul.config import CHUNK, FusedConfig
-from pallas_kernels.nvfp4_matmul.decode_sm90 import BLOCKS, ROWS, STEP, SWIZZLED, WORDS, decode
+from pallas_kernels.nvfp4_matmul.decode_sm90 import BLOCKS, ROWS, SWIZZLED, WORDS, decode
 from pallas_kernels.nvfp4_matmul.emulation import SCALE_BACK, interleave
 from pallas_kernels.nvfp4_matmul.vectors_sm90 import by_row
 
@@ -98,7 +103,7 @@ class Kernel:
         empty = dict(num_arrivals=DECODERS, num_barriers=stages)
         pl.run_scoped(
             functools.partial(self._roles, (x_gmem, words_gmem, scales_gmem), vectors_gmem, out_gmem),
-            x_smem=plgpu.SMEM((stages, self.m, span * CHUNK), jnp.bfloat16, transforms=swizzled(STEP, jnp.bfloat16)),
+            x_smem=plgpu.SMEM((stages, self.m, span * CHUNK), jnp.bfloat16, transforms=swizzled(CHUNK, jnp.bfloat16)),
             words_smem=plgpu.SMEM((stages, rows, span * WORDS), jnp.int32, transforms=SWIZZLED),
             scales_smem=plgpu.SMEM((stages, rows, span * BLOCKS), jnp.int8),
             full=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
@@ -180,6 +185,7 @@ class Kernel:
 
     def _accumulate(self, group, wg, scratch, acc) -> Array:
         stages, groups = scratch["x_smem"].shape[0], self.config.groups
+        span, depth = self.config.span, self.config.depth
         mine = pl.ds(wg * ROWS, ROWS)
 
         @pl.loop(0, lax.div(self.fills - group + groups - 1, groups))
@@ -188,9 +194,9 @@ class Kernel:
             slot = lax.rem(i * groups + group, stages)
             plgpu.barrier_wait(scratch["full"].at[slot])
             words, scales = (scratch[name].at[slot, mine] for name in ("words_smem", "scales_smem"))
-            for chunk in range(self.config.span):
-                for step, weights in enumerate(decode(words, scales, chunk, self.config.span)):
-                    x = scratch["x_smem"].at[slot, :, pl.ds(chunk * CHUNK + step * STEP, STEP)]
+            for chunk in range(span):
+                for i, weights in enumerate(decode(words, scales, chunk, span, depth)):
+                    x = scratch["x_smem"].at[slot, :, pl.ds(chunk * CHUNK + i * depth, depth)]
                     plgpu.wgmma(acc, weights, x.T)
                 # Operand registers must stay as they are until the products are done; other warpgroups fill in.
                 plgpu.wgmma_wait(0)
