@@ -177,31 +177,34 @@ def table_key(case: Case) -> tuple[Any, str]:
 
 
 def candidates(case: Case) -> list[FusedConfig]:
-    """At most eight, likeliest first. Four decoding warpgroups where registers allow; longer stages, or more of them;
-    for many tokens, sharing these; then parts, added up outside."""
+    """At most eight, likeliest first. Four decoding warpgroups where registers allow, up to 40 tokens; parts, added up
+    outside, where there are few rows; two warpgroups, which share many tokens or not."""
     chunks, tiles, tokens = case.k // CHUNK, case.n // 128, -(-case.m // 8) * 8
     inside = functools.partial(FusedConfig, parts=1, inside=True)
-    found = [
-        inside(groups=2, span=span, stages=stages, depth=depth)
-        for span, stages, depth in ((2, 4, 128), (1, 8, 128), (2, 4, 256), (1, 8, 64), (4, 2, 128), (2, 2, 128))
-    ]
+    found = []
+    if tokens <= 40:
+        pairs = (230_000 - 128 * tokens * 6) // (2 * CHUNK * (72 + 2 * tokens))  # of stages that fit
+        for span, depth in ((2, 128), (1, 128), (2, 256), (1, 64), (4, 128)):
+            stages = 2 * min(8 // span // 2, pairs // span, chunks // span // 2)
+            found.append(inside(stages=stages, groups=2, span=span, depth=depth))
+        found.append(inside(stages=2, groups=2, span=2, depth=128))
+    parts = [p for p in range(chunks, 1, -1) if chunks % p == 0 and p * tiles <= 132]  # more read, in one wave
+    found += [FusedConfig(parts=p, stages=stages) for p in parts[:2] for stages in (3, 4)]
     found += [
         inside(cluster=cluster, stages=stages, depth=depth)
         for cluster, stages, depth in ((2, 3, 64), (1, 4, 64), (2, 3, 128), (4, 3, 64), (1, 3, 64), (1, 3, 128))
     ]
-    found += [FusedConfig(parts=parts, stages=3) for parts in (2, 1)]
+    found += [FusedConfig(parts=p, stages=3) for p in (2, 1)]
 
     def fits(c: FusedConfig) -> bool:
-        slot = c.span * CHUNK * (128 * 9 // 16 + 2 * tokens)
         out = 128 * tokens * ((2 if c.inside else 4) + 4 * (c.groups - 1))
-        return c.stages * slot + out <= 230_000 and (c.groups == 1 or tokens <= 16)
+        return c.stages > 0 and c.stages * c.span * CHUNK * (72 + 2 * tokens) + out <= 230_000
 
     def divides(c: FusedConfig) -> bool:
-        fills, left = divmod(chunks, c.parts * c.span)
         shares = c.cluster == 1 or (tiles % c.cluster == 0 and tokens % (8 * c.cluster) == 0)
-        return left == 0 and shares and (c.groups == 1 or min(c.stages, fills) % 2 == 0)
+        return chunks % (c.parts * c.span) == 0 and shares
 
-    return [config for config in found if fits(config) and divides(config)][:8]
+    return [config for config in dict.fromkeys(found) if fits(config) and divides(config)][:8]
 
 
 def timed(case: Case, config: FusedConfig) -> float:

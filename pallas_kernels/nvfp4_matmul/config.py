@@ -19,9 +19,12 @@ class FusedConfig:
     stages: int = 3
     cluster: int = 1  # CTAs that share the tokens they load
     inside: bool = False  # finish in the kernel; of one part only
-    groups: int = 1  # of decoding warpgroups in a CTA, which take chunks in turn; two need an even number of stages
+    # Of decoding warpgroups in a CTA, which take stages in turn. Two need an even number of stages, and more registers
+    # than there are beyond 40 tokens.
+    groups: int = 1
     span: int = 1  # chunks a stage, a divisor of those of a part
-    depth: int = 64  # of K, multiplied at once: 64, 128 or 256. Fewer instructions, but decoding waits for products
+    # Of K, multiplied at once: 64, 128 or 256. More are fewer instructions, but then products wait for more decoding.
+    depth: int = 64
 
 
 def choose_config(m: int, k: int, n: int, kind: str) -> FusedConfig:

@@ -9,7 +9,7 @@ multicast: at 64 tokens these are more bytes from the second-level cache than th
 What bounds it, for 13824 × 5120 and eight tokens, is less the memory (39.8 MB, 9.4 µs) than the instructions. Tiles of
 128 rows keep 108 of 132 SMs busy, each with 20 chunks of 128 × 256 values. A chunk is a pass of the loop for two warps
 of each scheduler. At 427 instructions a pass, and 75 of the loading warp, 20 chunks were 18600 cycles, 9.8 µs at 1.9
-GHz, for schedulers that never wait; the kernel took 17. At 335 and 38 it is 14200, 7.5 µs. Hence
+GHz, for schedulers that never wait; measured were 18.7 µs, launches included. At 335 and 38 it is 14200, 7.5 µs. Hence
 
 - `decode_sm90`, two and a half instructions a value with everything else;
 - `span`: chunks that share a stage's barriers and copies, which cost another 75 instructions each. Scales then come in
