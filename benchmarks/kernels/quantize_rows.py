@@ -189,16 +189,23 @@ def candidates(case: Case) -> list[QuantizeRowsConfig]:
 
 
 def in_registers(case: Case) -> list[QuantizeRowsConfig]:
-    """(rows, warpgroups, warps that share a row): 80 to 180 KiB of rows an SM, in what registers a thread gets."""
+    """The likeliest first: rows ahead through as much shared memory as there is. The last has none of them ahead.
+
+    None of these spills, plain or rotated.
+    """
     if not warps_sm90.supports(case.spec):
         return []
+    # (rows, warpgroups, warps that share a row, rounds ahead, kept in registers)
     shapes = {
-        1536: [(2, 4, 1), (1, 4, 1), (1, 6, 1), (2, 3, 1), (1, 8, 1)],
-        5120: [(1, 4, 1), (1, 3, 1), (1, 2, 1), (1, 8, 4)],
-        8960: [(1, 4, 4), (1, 5, 4), (1, 2, 1), (1, 3, 4)],
-        13824: [(1, 4, 4), (1, 3, 4)],
-    }[case.k]
-    return [QuantizeRowsConfig(rows, warpgroups=wgs, warps=warps) for rows, wgs, warps in shapes]
+        1536: [(1, 4, 1, 3, True), (1, 6, 1, 2, False), (2, 2, 1, 3, True), (1, 4, 1, 3, False), (2, 4, 1, 1, False)],
+        5120: [(1, 4, 4, 4, True), (1, 6, 4, 2, False), (1, 8, 4, 1, False), (1, 4, 4, 4, False), (1, 2, 1, 1, False)],
+        8960: [(1, 4, 4, 2, False), (1, 3, 4, 3, True), (1, 6, 4, 1, False), (1, 2, 4, 5, True), (1, 3, 4, 3, False)],
+        13824: [(1, 4, 4, 1, False), (1, 2, 4, 3, True), (1, 3, 4, 1, False), (1, 2, 4, 3, False)],
+    }[case.k] + {1536: [(1, 4, 1, 0, True)], 5120: [(1, 2, 1, 0, True)]}.get(case.k, [(1, 3, 4, 0, True)])
+    return [
+        QuantizeRowsConfig(rows, warpgroups=wgs, warps=warps, ahead=ahead, keep=keep)
+        for rows, wgs, warps, ahead, keep in shapes
+    ]
 
 
 def timed(case: Case, config: QuantizeRowsConfig) -> float:

@@ -20,6 +20,8 @@ class QuantizeRowsConfig:
     slots: int = 1  # tiles of codes on their way out, per warpgroup
     # 1 or 4: `warps_sm90`, so many warps take `rows` rows, one if four; of what is above only warpgroups.
     warps: int = 0
+    keep: bool = True  # with ahead: a row in registers until its codes are made, else read from shared memory again
+    ahead: int = 0  # with warps: rounds whose rows are on their way through shared memory; 0 is straight to registers
 
 
 def choose_config(k: int, spec: Any, kind: str) -> QuantizeRowsConfig:

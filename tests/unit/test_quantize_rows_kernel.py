@@ -1,6 +1,7 @@
 """Quantizing activations: the emulation against a plain loop, refusals, lowering, and the kernel interpreted."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from pallas_kernels.quantize_rows.api import run_kernel
 from pallas_kernels.quantize_rows.config import choose_config
 from pallas_kernels.quantize_rows.emulation import emulate
 from pallas_kernels.quantize_rows.spec import Spec
+from pallas_kernels.tables import lookup
 from sixbit_jax.formats import hadamard, quantize_nvfp4
 
 
@@ -135,12 +137,21 @@ def product_of_lanes(left, half):
     return [sums[lane // 4 + 8 * (i // 2), 2 * (lane % 4) + i % 2] for i in range(4)]
 
 
-def test_lanes_that_hold_groups_rotate_them_in_place(rng):
+def straight_order(x):
+    """Lane 4g + c, chunk q, word p: columns 32q + 8c + 2p and the next of group g."""
+    return x.reshape(8, 4, 4, 4, 2).transpose(0, 2, 1, 3, 4).reshape(32, 4, 4, 2)
+
+
+def ring_order(x):
+    """Columns 64 (q // 2) + 16c + 8 (q % 2) + 2p."""
+    return x.reshape(8, 2, 4, 2, 4, 2).transpose(0, 2, 1, 3, 4, 5).reshape(32, 4, 4, 2)
+
+
+@pytest.mark.parametrize("order", [straight_order, ring_order])
+def test_lanes_that_hold_groups_rotate_them_in_place(rng, order):
     x = rng.integers(-9, 10, (8, 128)).astype(float)
-    # Lane 4g + c, chunk q, word p: columns 32q + 8c + 2p and the next of group g.
-    of_lane = x.reshape(8, 4, 4, 4, 2).transpose(0, 2, 1, 3, 4).reshape(32, 4, 4, 2)
+    of_lane, expected = order(x), order(x @ sylvester(128) * np.sqrt(128))
     words = [[of_lane[:, q, p] for p in range(4)] for q in range(4)]
-    expected = (x @ sylvester(128) * np.sqrt(128)).reshape(8, 4, 4, 4, 2).transpose(0, 2, 1, 3, 4).reshape(32, 4, 4, 2)
     for half in (0, 1):
         for q, pairs in enumerate(registers.rotated(words, half, product_of_lanes, np.add, np.subtract)):
             for word, pair in zip((half, 2 + half), pairs, strict=True):
@@ -175,7 +186,15 @@ def test_every_candidate_lowers(case):
         assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("config", [QuantizeRowsConfig(2, warpgroups=3, warps=1), QuantizeRowsConfig(1, warps=4)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        QuantizeRowsConfig(2, warpgroups=3, warps=1),
+        QuantizeRowsConfig(1, warps=4),
+        QuantizeRowsConfig(2, warpgroups=3, warps=1, ahead=2),
+        QuantizeRowsConfig(1, warps=4, ahead=1, keep=False),
+    ],
+)
 @pytest.mark.parametrize("m", [1, 9, 1003])
 def test_rows_in_registers_lower_at_any_number_of_rows(m, config):
     case = benchmark.Case("", m, 384, "rotated")
@@ -187,6 +206,29 @@ def test_rows_in_registers_lower_at_any_number_of_rows(m, config):
 def test_what_changes_x_does_not_stay_in_registers():
     with pytest.raises(ValueError, match=r"config\.warps = 1"):
         run_kernel(jnp.ones((8, 128), jnp.bfloat16), spec=Spec(norm="rms"), config=QuantizeRowsConfig(warps=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (dict(warps=2), "warps 2"),
+        (dict(warps=4, rows=2), "warps 4, rows 2"),
+        (dict(warps=1, ahead=-1), r"config\.ahead = -1"),
+        (dict(warps=1, keep=False), r"config\.keep is False"),
+        (dict(warps=1, warpgroups=8, ahead=8), r"config\.ahead = 8 takes"),
+    ],
+)
+def test_bad_configurations_are_named(changes, named):
+    config = QuantizeRowsConfig(**{"rows": 1, **changes})
+    with pytest.raises(ValueError, match=named):
+        run_kernel(jnp.ones((8, 1024), jnp.bfloat16), spec=Spec(), config=config)
+
+
+def test_entries_from_before_rows_came_ahead_still_load(tmp_path):
+    fields = {"rows": 1, "slots": 1, "split": 1, "warpgroups": 8, "warps": 1}
+    path = tmp_path / "tuned.json"
+    path.write_text(json.dumps({"device": {"k1536 plain": fields}}))
+    assert lookup(path, "device", "k1536 plain", QuantizeRowsConfig) == QuantizeRowsConfig(1, warpgroups=8, warps=1)
 
 
 @pytest.mark.skipif(not hasattr(plgpu, "InterpretGPUParams"), reason="this jax cannot interpret such a kernel")
