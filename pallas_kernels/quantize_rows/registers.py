@@ -4,9 +4,9 @@ Lane 4g + c holds, of group g, columns 32q + 8c + j for q in 0..3, j in 0..7. Th
 lanes load 64 next to each other, and as codes eight bytes, of which four lanes store a sector. Word p of the sixteen
 bytes is j = 2p and 2p + 1.
 
-That is how a thread holds the left operand of a 16 × 16 product, if its column is the bits (j1, c, j0) and its row the
-group, twice: once for each j2. So four of the seven levels of the rotation are products with Sylvester's matrix of 16,
-without unpacking or moving anything, their results lie where the operands did, and the other three (q and j2) are
+That is how a thread holds the left operand of a 16 × 16 product, if its column is the bits (j2, c, j0) and its row the
+group, twice: once for each j1. So four of the seven levels of the rotation are products with Sylvester's matrix of 16,
+without unpacking or moving anything, their results lie where the operands did, and the other three (q and j1) are
 butterflies inside a thread.
 """
 
@@ -27,11 +27,11 @@ Product = Callable[[Sequence[Any], int], list[Any]]
 
 
 def nearly_rotated(words: list[list[Any]], half: int, product: Product, add: Callable, subtract: Callable) -> list:
-    """All levels but the last, of the columns with j1 = half: by chunk, the pairs (j0 = 0, 1) of j2 = 0 and of j2 = 1.
+    """All levels but the last, of the columns with j2 = half: by chunk, the pairs (j0 = 0, 1) of j1 = 0 and of j1 = 1.
 
     Half a unit at a time, for the sake of registers.
     """
-    values = [product([chunk[0], chunk[2], chunk[1], chunk[3]], half) for chunk in words]
+    values = [product(chunk, half) for chunk in words]
     for distance in (1, 2):
         values = _butterflies(values, distance, add, subtract)
     return [(chunk[:2], chunk[2:]) for chunk in values]
@@ -48,7 +48,7 @@ def _butterflies(values: list[list[Any]], distance: int, add: Callable, subtract
 
 
 def rotated(words: list[list[Any]], half: int, product: Product, add: Callable, subtract: Callable) -> list:
-    """All levels; by chunk, the pair that belongs in word `half` of four, and the one that belongs in word 2 + half."""
+    """All levels; by chunk, the pairs that belong in word 2 · half of four and in the next."""
     last = lambda a, b: ([add(*x) for x in zip(a, b, strict=True)], [subtract(*x) for x in zip(a, b, strict=True)])
     return [last(a, b) for a, b in nearly_rotated(words, half, product, add, subtract)]
 
@@ -110,11 +110,10 @@ def as_floats(pair: Value) -> tuple[Value, Value]:
 
 
 def codes_of(pair: Sequence[Value], inverse: Value) -> Value:
-    """Two values to the low bytes of a word: see `rounded_to_codes`."""
+    """Two values to the low bytes of a word: `rounded_to_codes`, with one rounding where that has two."""
     text = (
-        "{{ .reg .f32 x, y; .reg .b32 a, b; mul.rn.f32 x, {i[0]}, {i[2]}; mul.rn.f32 y, {i[1]}, {i[2]}; "
-        "add.rn.f32 x, x, 0f4B400000; add.rn.f32 y, y, 0f4B400000; mov.b32 a, x; mov.b32 b, y; "
-        "prmt.b32 {o[0]}, a, b, 0x0040; }}"
+        "{{ .reg .f32 x, y; .reg .b32 a, b; fma.rn.f32 x, {i[0]}, {i[2]}, 0f4B400000; "
+        "fma.rn.f32 y, {i[1]}, {i[2]}, 0f4B400000; mov.b32 a, x; mov.b32 b, y; prmt.b32 {o[0]}, a, b, 0x0040; }}"
     )
     return ptx.op(text, "r", *(("f", x) for x in pair), ("f", inverse))
 

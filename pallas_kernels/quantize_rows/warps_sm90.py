@@ -228,7 +228,7 @@ class Warp:
         pairs = [[None] * 4 for _ in chunks]
         for half in (0, 1):
             for q, values in enumerate(regs.rotated(chunks, half, self.signs, ptx.add, ptx.subtract)):
-                pairs[q][half], pairs[q][2 + half] = (regs.codes_of(pair, inverse) for pair in values)
+                pairs[q][2 * half : 2 * half + 2] = (regs.codes_of(pair, inverse) for pair in values)
         return pairs
 
     def _store_vectors(self, row: int, *values: Value) -> None:

@@ -154,7 +154,7 @@ def test_lanes_that_hold_groups_rotate_them_in_place(rng, order):
     words = [[of_lane[:, q, p] for p in range(4)] for q in range(4)]
     for half in (0, 1):
         for q, pairs in enumerate(registers.rotated(words, half, product_of_lanes, np.add, np.subtract)):
-            for word, pair in zip((half, 2 + half), pairs, strict=True):
+            for word, pair in zip((2 * half, 2 * half + 1), pairs, strict=True):
                 np.testing.assert_allclose(np.stack(pair, axis=1), expected[:, q, word], atol=1e-9)
 
 
