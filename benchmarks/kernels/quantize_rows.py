@@ -197,10 +197,10 @@ def in_registers(case: Case) -> list[QuantizeRowsConfig]:
         return []
     # (rows, warpgroups, warps that share a row, rounds ahead, kept in registers)
     shapes = {
-        1536: [(1, 4, 1, 3, True), (1, 6, 1, 2, False), (2, 2, 1, 3, True), (1, 4, 1, 3, False), (2, 4, 1, 1, False)],
-        5120: [(1, 4, 4, 4, True), (1, 6, 4, 2, False), (1, 8, 4, 1, False), (1, 4, 4, 4, False), (1, 2, 1, 1, False)],
-        8960: [(1, 4, 4, 2, False), (1, 3, 4, 3, True), (1, 6, 4, 1, False), (1, 2, 4, 5, True), (1, 3, 4, 3, False)],
-        13824: [(1, 4, 4, 1, False), (1, 2, 4, 3, True), (1, 3, 4, 1, False), (1, 2, 4, 3, False)],
+        1536: [(1, 4, 1, 3, True), (2, 2, 1, 3, True), (1, 6, 1, 2, False), (2, 4, 1, 1, False), (1, 4, 1, 1, True)],
+        5120: [(1, 2, 1, 1, False), (1, 4, 4, 4, True), (1, 1, 1, 4, True), (1, 6, 4, 2, False), (1, 8, 4, 1, False)],
+        8960: [(1, 4, 4, 2, False), (1, 1, 1, 2, False), (1, 3, 4, 3, True), (1, 6, 4, 1, False), (1, 2, 4, 5, True)],
+        13824: [(1, 4, 4, 1, False), (1, 2, 4, 3, True), (1, 2, 4, 3, False), (1, 3, 4, 1, False)],
     }[case.k] + {1536: [(1, 4, 1, 0, True)], 5120: [(1, 2, 1, 0, True)]}.get(case.k, [(1, 3, 4, 0, True)])
     return [
         QuantizeRowsConfig(rows, warpgroups=wgs, warps=warps, ahead=ahead, keep=keep)

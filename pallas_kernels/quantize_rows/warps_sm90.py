@@ -3,7 +3,7 @@
 The other structure, `kernel_sm90`, brings rows into shared memory and every value twice through the tensor cores, and
 its warpgroups wait for each other three times a block: on an H200 43 to 55 % of copy bandwidth, rotated or not. Here a
 warp has its row, or its quarter of one, in registers in sixteen bytes a lane. Warps wait for nobody, or for the other
-three of their warpgroup once a row, so that some load while others calculate. What a rotated value costs is 11
+three of their warpgroup once a row, so that some load while others calculate. What a rotated value costs is 8
 instructions, a plain one 5; 17 fit in the time its bytes take.
 
 Rows come and codes leave `straight`, which reached 72 to 77 % of copy bandwidth with 54 to 96 KB an SM under way, more
@@ -157,7 +157,7 @@ class Warp:
             return None, total, pair
         amax = ptx.constant(0.0, "f")
         for half in (0, 1):
-            for a, b in regs.nearly_rotated(_chunks(words), half, self.signs, ptx.add, ptx.subtract):
+            for a, b in regs.nearly_rotated(_chunks(words), half, self.signs):
                 # The larger of |a + b| and |a - b| is |a| + |b|.
                 for pair_of_last in zip(a, b, strict=True):
                     amax = regs.max_magnitude(amax, regs.sum_of_magnitudes(*pair_of_last))

@@ -126,13 +126,14 @@ def test_block_scales_come_back_in_order(config):
     np.testing.assert_array_equal(np.asarray(by_row).view(np.int8), expected)
 
 
-def product_of_lanes(left, half):
-    """What an m16n8k16 product with eight columns of Sylvester's matrix of 16 leaves in 32 lanes; pairs are (32, 2)."""
+def product_of_lanes(words, q, half):
+    """What m16n8k16 products with eight columns of Sylvester's matrix of 16 leave in 32 lanes; pairs are (32, 2)."""
     lane = np.arange(32)
     rows = np.zeros((16, 16))
-    for i, pair in enumerate(left):
-        for j in range(2):
-            rows[lane // 4 + 8 * (i % 2), 2 * (lane % 4) + j + 8 * (i // 2)] = pair[:, j]
+    for left, sign in zip(words, np.sign(sylvester(4)[q]), strict=True):
+        for i, pair in enumerate(left):
+            for j in range(2):
+                rows[lane // 4 + 8 * (i % 2), 2 * (lane % 4) + j + 8 * (i // 2)] += sign * pair[:, j]
     sums = rows @ (4 * sylvester(16))[:, 8 * half : 8 * half + 8]
     return [sums[lane // 4 + 8 * (i // 2), 2 * (lane % 4) + i % 2] for i in range(4)]
 
