@@ -191,7 +191,7 @@ def candidates(case: Case) -> list[QuantizeRowsConfig]:
 def in_registers(case: Case) -> list[QuantizeRowsConfig]:
     """The likeliest first: rows ahead through as much shared memory as there is. The last has none of them ahead.
 
-    None of these spills, plain or rotated.
+    None of these spills, plain, rotated or after GELU, which is measured at feed-forward widths.
     """
     if not warps_sm90.supports(case.spec):
         return []
@@ -202,6 +202,11 @@ def in_registers(case: Case) -> list[QuantizeRowsConfig]:
         8960: [(1, 4, 4, 2, False), (1, 1, 1, 2, False), (1, 3, 4, 3, True), (1, 6, 4, 1, False), (1, 2, 4, 5, True)],
         13824: [(1, 4, 4, 1, False), (1, 2, 4, 3, True), (1, 2, 4, 3, False), (1, 3, 4, 1, False)],
     }[case.k] + {1536: [(1, 4, 1, 0, True)], 5120: [(1, 2, 1, 0, True)]}.get(case.k, [(1, 3, 4, 0, True)])
+    if case.spec.activation:
+        shapes = {
+            8960: [(1, 4, 4, 2, False), (1, 3, 4, 3, True), (1, 2, 4, 5, True), (1, 3, 4, 0, True)],
+            13824: [(1, 2, 4, 3, True), (1, 3, 4, 1, False), (1, 2, 4, 3, False), (1, 3, 4, 0, True)],
+        }[case.k]
     return [
         QuantizeRowsConfig(rows, warpgroups=wgs, warps=warps, ahead=ahead, keep=keep)
         for rows, wgs, warps, ahead, keep in shapes

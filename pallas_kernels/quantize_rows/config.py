@@ -34,6 +34,8 @@ def case_name(k: int, spec: Any) -> str:
     if not (spec.changes or spec.grouped) and spec.form == "int8":
         return f"k{k} {'rotated' if spec.rotate else 'plain'}"
     kinds = ["grouped" if spec.grouped else "", spec.activation or "", spec.form if spec.form != "int8" else ""]
+    if spec.activation and (spec.norm or spec.affine):
+        kinds.append("modulated")
     return " ".join([f"k{k}", *filter(None, kinds)])
 
 

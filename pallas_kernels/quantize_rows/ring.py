@@ -75,10 +75,14 @@ class Ring:
 
     def load(self, unit: int) -> list[Value]:
         exists, words = self.place.exists(unit, self.row), []
-        for q in range(CHUNKS):
-            offset = 2 * (unit * GROUPS * GROUP + q // 2 * 2 * LANES * CHUNK + q % 2 * CHUNK)
+        for offset in _offsets(unit):
             words += _load(self._lane(2), offset, exists)
         return words
+
+    def put_back(self, unit: int, words: list[Value]) -> None:
+        """What is encoded instead of what came, for this lane to load again."""
+        for q, offset in enumerate(_offsets(unit)):
+            _store(self._lane(2), offset, words[4 * q : 4 * q + 4], self.place.exists(unit, self.row))
 
     def load_again(self, unit: int) -> list[Value]:
         """For its codes, which come to lie on units before it, or on itself."""
@@ -157,6 +161,11 @@ class Ring:
             rows = _least(regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", division.m, row), division.config.rows)
             count = times(rows, division.row_groups) if division.config.warps == 1 else count
         return times(regs.integer("max.s32 {o[0]}, {i[0]}, {i[1]};", count, 0), line)
+
+
+def _offsets(unit: int) -> list[int]:
+    """Of a lane's chunks, in bytes."""
+    return [2 * (unit * GROUPS * GROUP + q // 2 * 2 * LANES * CHUNK + q % 2 * CHUNK) for q in range(CHUNKS)]
 
 
 def _least(x: Value, bound: int) -> Value:

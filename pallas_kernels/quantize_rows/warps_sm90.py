@@ -9,7 +9,7 @@ instructions, a plain one 5; 17 fit in the time its bytes take.
 Rows come and codes leave `straight`, which reached 72 to 77 % of copy bandwidth with 54 to 96 KB an SM under way, more
 of them or fewer; or far ahead and in whole lines, through a `ring` in shared memory.
 
-For what leaves x as it is: no norm, no channels, no activation function; one scale a row.
+Without norm or channels; one scale a row.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from pallas_kernels.mosaic import device_facts, launch_grid
 from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import registers as regs
 from pallas_kernels.quantize_rows import ring
+from pallas_kernels.quantize_rows.activation import activated
 from pallas_kernels.quantize_rows.config import GROUP, QuantizeRowsConfig
 from pallas_kernels.quantize_rows.division import WARPS, Division, Place, below, times, times_plus
 from pallas_kernels.quantize_rows.registers import CHUNKS, GROUPS
@@ -38,7 +39,7 @@ from pallas_kernels.quantize_rows.straight import Straight
 
 
 def supports(spec: Spec) -> bool:
-    return not spec.changes and not spec.grouped and spec.form == "int8"
+    return not (spec.norm or spec.affine or spec.grouped) and spec.form == "int8"
 
 
 def _check(division: Division) -> None:
@@ -129,7 +130,8 @@ class Warp:
         self.signs = regs.product_with(self.pair)
         self.rows.arrive()
         units = [self.rows.load(unit) for unit in range(self.division.units)]
-        measured = [self._measure(words) for words in units]
+        units, seen = self._activated(units) if self.spec.activation else (units, [self._seen(u) for u in units])
+        measured = [(self._amax(words), *totals) for words, totals in zip(units, seen, strict=True)]
         rows = [self._row_results(row, measured) for row in range(self.config.rows)]
         self.rows.loaded()
         if self.config.warps > 1:
@@ -148,20 +150,31 @@ class Warp:
         for row, ((_, total, largest), (scale, _)) in enumerate(zip(rows, scales, strict=True)):
             self._store_vectors(row, scale, total, largest)
 
-    def _measure(self, words: list[Value]) -> tuple[Value, Value, Value]:
-        """Of a lane's group: the largest magnitude of what is encoded, Σ|x|, and max|x| as a bf16 pair."""
+    def _seen(self, words: list[Value]) -> tuple[Value, Value]:
+        """Of a lane's group: Σ|x|, and max|x| as a bf16 pair."""
         magnitudes = regs.magnitudes(words)
-        pair = functools.reduce(regs.max_of_pairs, magnitudes)
-        total = regs.sum_by_product(magnitudes)
+        return regs.sum_by_product(magnitudes), functools.reduce(regs.max_of_pairs, magnitudes)
+
+    def _activated(self, units: list[list[Value]]) -> tuple[list[list[Value]], list[tuple[Value, Value]]]:
+        """Units, and of each Σ|x| and max|x|, of this lane's part of a group."""
+        found = [activated(words) for words in units]
+        if not self.config.keep:
+            for unit, (words, *_) in enumerate(found):
+                self.rows.put_back(unit, words)
+        return [words for words, *_ in found], [(total, largest) for _, total, largest in found]
+
+    def _amax(self, words: list[Value]) -> Value | None:
+        """The largest magnitude of what is encoded; `None` if it is max|x|."""
         if not self.spec.rotate:
-            return None, total, pair
+            pair = functools.reduce(regs.max_of_pairs, regs.magnitudes(words))
+            return regs.larger_of_pair(pair) if self.spec.activation else None
         amax = ptx.constant(0.0, "f")
         for half in (0, 1):
             for a, b in regs.nearly_rotated(_chunks(words), half, self.signs):
                 # The larger of |a + b| and |a - b| is |a| + |b|.
                 for pair_of_last in zip(a, b, strict=True):
                     amax = regs.max_magnitude(amax, regs.sum_of_magnitudes(*pair_of_last))
-        return amax, total, pair
+        return amax
 
     def _row_results(self, row: int, measured) -> tuple[Value, Value, Value]:
         """Over the warp: amax, Σ|x|, max|x| of one of its rows."""
@@ -173,16 +186,24 @@ class Warp:
             for unit, values in enumerate(measured)
             if unit * GROUPS < last and (unit + 1) * GROUPS > first
         ]
-        zero, amax = ptx.constant(0.0, "f"), None
+        zero = ptx.constant(0.0, "f")
+        # Sums by products are the same in the four lanes of a group.
+        distances = (1, 2, 4, 8, 16) if self.spec.activation else (4, 8, 16)
         totals = [regs.where(here, total, zero) for here, (_, total, _) in mine]
-        total = ptx.across_lanes(functools.reduce(ptx.add, totals), "f", ptx.add, (4, 8, 16))
-        none = ptx.constant(0, "r")
-        pairs = [regs.where(here, pair, none, "r") for here, (_, _, pair) in mine]
-        largest = regs.warp_max(regs.larger_of_pair(functools.reduce(regs.max_of_pairs, pairs)))
-        if not self.spec.rotate:
+        total = ptx.across_lanes(functools.reduce(ptx.add, totals), "f", ptx.add, distances)
+        largest = regs.warp_max(self._largest([(here, values[2]) for here, values in mine]))
+        if mine[0][1][0] is None:
             return largest, total, largest
         amax = functools.reduce(regs.max_magnitude, [regs.where(here, values[0], zero) for here, values in mine])
         return regs.warp_max(amax), total, largest
+
+    def _largest(self, by_unit: list[tuple[Value | None, Value]]) -> Value:
+        if self.spec.activation:
+            zero = ptx.constant(0.0, "f")
+            return functools.reduce(regs.max_magnitude, [regs.where(here, x, zero) for here, x in by_unit])
+        none = ptx.constant(0, "r")
+        pairs = [regs.where(here, pair, none, "r") for here, pair in by_unit]
+        return regs.larger_of_pair(functools.reduce(regs.max_of_pairs, pairs))
 
     def _meet(self, amax: Value, total: Value, largest: Value) -> tuple[Value, Value, Value]:
         """With the other warps of the row. Two places in turn: a warp may still read what met in the last round."""

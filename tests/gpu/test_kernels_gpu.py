@@ -65,8 +65,8 @@ def test_quantize_rows(record_property, variant, k):
 
 IN_REGISTERS = [
     (variant, k, config)
-    for variant in ("plain", "rotated")
     for k in (1536, 5120, 8960, 13824)
+    for variant in ("plain", "rotated", *["gelu"] * (k in (8960, 13824)))
     for config in quantize_rows.in_registers(quantize_rows.Case("", 1003, k, variant))
 ]
 

@@ -1,5 +1,6 @@
 """Quantizing activations: the emulation against a plain loop, refusals, lowering, and the kernel interpreted."""
 
+import dataclasses
 import functools
 import json
 
@@ -12,7 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from benchmarks.kernels import quantize_rows as benchmark
 from pallas_kernels.quantize_rows import QuantizeRowsConfig, nvfp4_sm90, quantize_rows, registers, warps_sm90
 from pallas_kernels.quantize_rows.api import run_kernel
-from pallas_kernels.quantize_rows.config import choose_config
+from pallas_kernels.quantize_rows.config import case_name, choose_config
 from pallas_kernels.quantize_rows.emulation import emulate
 from pallas_kernels.quantize_rows.spec import Spec
 from pallas_kernels.tables import lookup
@@ -223,6 +224,14 @@ def test_bad_configurations_are_named(changes, named):
     config = QuantizeRowsConfig(**{"rows": 1, **changes})
     with pytest.raises(ValueError, match=named):
         run_kernel(jnp.ones((8, 1024), jnp.bfloat16), spec=Spec(), config=config)
+
+
+def test_only_what_stays_in_registers_is_tuned_for_them():
+    gelu = Spec(activation="gelu_tanh")
+    assert warps_sm90.supports(gelu) and case_name(8960, gelu) == "k8960 gelu_tanh"
+    for change in (dict(norm="layer"), dict(affine=True)):
+        spec = dataclasses.replace(gelu, **change)
+        assert not warps_sm90.supports(spec) and case_name(8960, spec) == "k8960 gelu_tanh modulated"
 
 
 def test_entries_from_before_rows_came_ahead_still_load(tmp_path):
