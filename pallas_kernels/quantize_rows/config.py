@@ -20,6 +20,8 @@ class QuantizeRowsConfig:
     slots: int = 1  # tiles of codes on their way out, per warpgroup
     # 1 or 4: `warps_sm90`, so many warps take `rows` rows, one if four; of what is above only warpgroups.
     warps: int = 0
+    keep: bool = True  # with ahead: a row in registers until its codes are made, else read from shared memory again
+    ahead: int = 0  # with warps: rounds whose rows are on their way through shared memory; 0 is straight to registers
 
 
 def choose_config(k: int, spec: Any, kind: str) -> QuantizeRowsConfig:
@@ -32,6 +34,8 @@ def case_name(k: int, spec: Any) -> str:
     if not (spec.changes or spec.grouped) and spec.form == "int8":
         return f"k{k} {'rotated' if spec.rotate else 'plain'}"
     kinds = ["grouped" if spec.grouped else "", spec.activation or "", spec.form if spec.form != "int8" else ""]
+    if spec.activation and (spec.norm or spec.affine):
+        kinds.append("modulated")
     return " ".join([f"k{k}", *filter(None, kinds)])
 
 

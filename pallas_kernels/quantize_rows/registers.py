@@ -4,10 +4,10 @@ Lane 4g + c holds, of group g, columns 32q + 8c + j for q in 0..3, j in 0..7. Th
 lanes load 64 next to each other, and as codes eight bytes, of which four lanes store a sector. Word p of the sixteen
 bytes is j = 2p and 2p + 1.
 
-That is how a thread holds the left operand of a 16 × 16 product, if its column is the bits (j1, c, j0) and its row the
-group, twice: once for each j2. So four of the seven levels of the rotation are products with Sylvester's matrix of 16,
-without unpacking or moving anything, their results lie where the operands did, and the other three (q and j2) are
-butterflies inside a thread.
+That is how a thread holds the left operand of a 16 × 16 product, if its column is the bits (j2, c, j0) and its row the
+group, twice: once for each j1. So four of the seven levels of the rotation are products with Sylvester's matrix of 16,
+without unpacking or moving anything, and their results lie where the operands did. Two more, those of q, are sums of
+four such products, in place of 64 additions 24 more of them; the last, of j1, is a butterfly inside a thread.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,34 +23,22 @@ LANES = 4  # that share a group
 BOTH_SIGNS = -0x7FFF8000  # 0x80008000
 _MAX = "{{ .reg .f32 a; abs.f32 a, {i[1]}; max.NaN.f32 {o[0]}, {i[0]}, a; }}"
 
-Product = Callable[[Sequence[Any], int], list[Any]]
+Product = Callable[[list[list[Any]], int, int], list[Any]]  # of chunks, for one of them, half its columns
 
 
-def nearly_rotated(words: list[list[Any]], half: int, product: Product, add: Callable, subtract: Callable) -> list:
-    """All levels but the last, of the columns with j1 = half: by chunk, the pairs (j0 = 0, 1) of j2 = 0 and of j2 = 1.
+def nearly_rotated(words: list[list[Any]], half: int, product: Product) -> list:
+    """All levels but the last, of the columns with j2 = half: by chunk, the pairs (j0 = 0, 1) of j1 = 0 and of j1 = 1.
 
     Half a unit at a time, for the sake of registers.
     """
-    values = [product([chunk[0], chunk[2], chunk[1], chunk[3]], half) for chunk in words]
-    for distance in (1, 2):
-        values = _butterflies(values, distance, add, subtract)
+    values = [product(words, q, half) for q in range(CHUNKS)]
     return [(chunk[:2], chunk[2:]) for chunk in values]
 
 
-def _butterflies(values: list[list[Any]], distance: int, add: Callable, subtract: Callable) -> list[list[Any]]:
-    """One level over chunks that far apart."""
-    out = list(values)
-    for q in range(CHUNKS):
-        if q & distance == 0:
-            pairs = list(zip(values[q], values[q + distance], strict=True))
-            out[q], out[q + distance] = [add(a, b) for a, b in pairs], [subtract(a, b) for a, b in pairs]
-    return out
-
-
 def rotated(words: list[list[Any]], half: int, product: Product, add: Callable, subtract: Callable) -> list:
-    """All levels; by chunk, the pair that belongs in word `half` of four, and the one that belongs in word 2 + half."""
+    """All levels; by chunk, the pairs that belong in word 2 · half of four and in the next."""
     last = lambda a, b: ([add(*x) for x in zip(a, b, strict=True)], [subtract(*x) for x in zip(a, b, strict=True)])
-    return [last(a, b) for a, b in nearly_rotated(words, half, product, add, subtract)]
+    return [last(a, b) for a, b in nearly_rotated(words, half, product)]
 
 
 # The same in PTX.
@@ -67,9 +55,17 @@ def thread_signs() -> Value:
 
 
 def product_with(signs: Value) -> Product:
-    """Of sixteen rows with eight columns of Sylvester's matrix of 16: in the last eight the lower half is negated."""
+    """Chunks with Sylvester's matrix of 4, summed, with eight columns of that of 16: its last quarter is negated."""
     negated = ptx.op("xor.b32 {o[0]}, {i[0]}, {i[1]};", "r", ("r", signs), ("r", ptx.constant(BOTH_SIGNS, "r")))
-    return lambda left, half: _mma(left, signs, negated if half else signs)
+
+    def product(words: list[list[Value]], q: int, half: int) -> list[Value]:
+        sums = None
+        for r, chunk in enumerate(words):
+            minus = (q & r).bit_count() % 2
+            sums = _mma(chunk, (signs, negated)[minus], (signs, negated)[minus ^ half], sums)
+        return sums
+
+    return product
 
 
 def magnitudes(words: Sequence[Value]) -> list[Value]:
@@ -110,11 +106,10 @@ def as_floats(pair: Value) -> tuple[Value, Value]:
 
 
 def codes_of(pair: Sequence[Value], inverse: Value) -> Value:
-    """Two values to the low bytes of a word: see `rounded_to_codes`."""
+    """Two values to the low bytes of a word: `rounded_to_codes`, with one rounding where that has two."""
     text = (
-        "{{ .reg .f32 x, y; .reg .b32 a, b; mul.rn.f32 x, {i[0]}, {i[2]}; mul.rn.f32 y, {i[1]}, {i[2]}; "
-        "add.rn.f32 x, x, 0f4B400000; add.rn.f32 y, y, 0f4B400000; mov.b32 a, x; mov.b32 b, y; "
-        "prmt.b32 {o[0]}, a, b, 0x0040; }}"
+        "{{ .reg .f32 x, y; .reg .b32 a, b; fma.rn.f32 x, {i[0]}, {i[2]}, 0f4B400000; "
+        "fma.rn.f32 y, {i[1]}, {i[2]}, 0f4B400000; mov.b32 a, x; mov.b32 b, y; prmt.b32 {o[0]}, a, b, 0x0040; }}"
     )
     return ptx.op(text, "r", *(("f", x) for x in pair), ("f", inverse))
 

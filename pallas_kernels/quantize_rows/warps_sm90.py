@@ -2,11 +2,14 @@
 
 The other structure, `kernel_sm90`, brings rows into shared memory and every value twice through the tensor cores, and
 its warpgroups wait for each other three times a block: on an H200 43 to 55 % of copy bandwidth, rotated or not. Here a
-warp reads its row once, at once and whole, in sixteen bytes a lane, keeps it as bf16 in registers, and stores codes and
-scales itself. Warps wait for nobody, or for the other three of their warpgroup once a row, so that some load while
-others calculate. What a rotated value costs is 11 instructions, a plain one 5; 17 fit in the time its bytes take.
+warp has its row, or its quarter of one, in registers in sixteen bytes a lane. Warps wait for nobody, or for the other
+three of their warpgroup once a row, so that some load while others calculate. What a rotated value costs is 8
+instructions, a plain one 5; 17 fit in the time its bytes take.
 
-For what leaves x as it is: no norm, no channels, no activation function; one scale a row.
+Rows come and codes leave `straight`, which reached 72 to 77 % of copy bandwidth with 54 to 96 KB an SM under way, more
+of them or fewer; or far ahead and in whole lines, through a `ring` in shared memory.
+
+Without norm or channels; one scale a row.
 """
 
 import dataclasses
@@ -22,30 +25,48 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir.dialects import arith
 
 from pallas_kernels import ptx
-from pallas_kernels.mosaic import ceil_div, device_facts, launch_grid
+from pallas_kernels.mosaic import device_facts, launch_grid
 from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import registers as regs
+from pallas_kernels.quantize_rows import ring
+from pallas_kernels.quantize_rows.activation import activated
 from pallas_kernels.quantize_rows.config import GROUP, QuantizeRowsConfig
-from pallas_kernels.quantize_rows.registers import CHUNK, CHUNKS, GROUPS
+from pallas_kernels.quantize_rows.division import WARPS, Division, Place, below, times, times_plus
+from pallas_kernels.quantize_rows.registers import CHUNKS, GROUPS
+from pallas_kernels.quantize_rows.ring import Ring
 from pallas_kernels.quantize_rows.spec import INT8_MAX, SMALLEST_AMAX, Spec
-
-WARPS = 4  # in a warpgroup
-_TIMES, _MAD = "mul.lo.s32 {o[0]}, {i[0]}, {i[1]};", "mad.lo.s32 {o[0]}, {i[0]}, {i[1]}, {i[2]};"
+from pallas_kernels.quantize_rows.straight import Straight
 
 
 def supports(spec: Spec) -> bool:
-    return not spec.changes and not spec.grouped and spec.form == "int8"
+    return not (spec.norm or spec.affine or spec.grouped) and spec.form == "int8"
+
+
+def _check(division: Division) -> None:
+    config = division.config
+    if config.warps not in (1, WARPS) or (config.warps == WARPS and config.rows != 1):
+        raise ValueError(
+            f"quantize_rows: config has warps {config.warps}, rows {config.rows}: expected 1, or 4 and 1 row"
+        )
+    if config.ahead < 0:
+        raise ValueError(f"quantize_rows: config.ahead = {config.ahead}, expected at least 0")
+    if not (config.keep or config.ahead):
+        raise ValueError("quantize_rows: config.keep is False, expected True if config.ahead = 0")
+    if config.ahead and not ring.fits(division):
+        size = ring.ring_bytes(division)
+        raise ValueError(f"quantize_rows: config.ahead = {config.ahead} takes {size} bytes of shared memory a CTA")
 
 
 def run(x: Array, *, spec: Spec, config: QuantizeRowsConfig) -> tuple[Array, ...]:
     """Codes s8 (m, k); scale, Σ|x| and max|x| f32 (m,)."""
     m, k = x.shape
-    kernel = Kernel(m, k, spec, config, device_facts()[1])
+    kernel = Kernel(spec, Division(m, k, config, device_facts()[1]))
+    _check(kernel.division)
     vector = jax.ShapeDtypeStruct((m,), jnp.float32)
     call = launch_grid(
         kernel,
         (jax.ShapeDtypeStruct((m, k), jnp.int8), vector, vector, vector),
-        grid={"sm": kernel.sms},
+        grid={"sm": kernel.division.sms},
         warpgroups=config.warpgroups,
     )
     return call(x)
@@ -53,81 +74,66 @@ def run(x: Array, *, spec: Spec, config: QuantizeRowsConfig) -> tuple[Array, ...
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    m: int
-    k: int
     spec: Spec
-    config: QuantizeRowsConfig
-    sms: int
+    division: Division
 
     @property
-    def teams(self) -> int:
-        """In a CTA: what takes `rows` rows at a time."""
-        return WARPS * self.config.warpgroups // self.config.warps
-
-    @property
-    def rounds(self) -> int:
-        return ceil_div(ceil_div(self.m, self.config.rows), self.teams * self.sms)
-
-    @property
-    def row_groups(self) -> int:
-        return self.k // GROUP
-
-    @property
-    def groups(self) -> int:
-        """A warp takes; the last warp of a row may find fewer."""
-        return ceil_div(self.config.rows * self.row_groups, self.config.warps)
-
-    @property
-    def units(self) -> int:
-        return ceil_div(self.groups, GROUPS)
+    def config(self) -> QuantizeRowsConfig:
+        return self.division.config
 
     def __call__(self, x_gmem, codes_gmem, *vectors_gmem) -> None:
-        pl.run_scoped(
-            functools.partial(self._rounds, x_gmem, codes_gmem, vectors_gmem),
-            plgpu.SMEM((2 * self.config.warpgroups * WARPS * 4,), jnp.float32),
-            collective_axes="wg",
-        )
+        division = self.division
+        scratch = [plgpu.SMEM((2 * division.warps * 4,), jnp.float32)]
+        if self.config.ahead:
+            slots = division.warps * ring.slots(division)
+            scratch += [plgpu.SMEM((slots * words,), jnp.int32) for words in (ring.slot_bytes(division) // 4, 2)]
+        pl.run_scoped(functools.partial(self._rounds, x_gmem, codes_gmem, vectors_gmem), *scratch, collective_axes="wg")
 
-    def _rounds(self, x_gmem, codes_gmem, vectors_gmem, met_smem) -> None:
-        refs = (x_gmem, codes_gmem, *vectors_gmem, met_smem)
+    def _rounds(self, x_gmem, codes_gmem, vectors_gmem, met_smem, *ring_smem) -> None:
+        refs, sm = (x_gmem, codes_gmem, *vectors_gmem, met_smem, *ring_smem), lax.axis_index("sm")
 
-        @plgpu.inline_mgpu(arg_types=(plgpu.Layout.WG_SPLAT, plgpu.Layout.WG_SPLAT, *[plgpu.RefType()] * 6))
-        def team(ctx, i, sm, *refs):
-            Warp(self, i.registers.item(), sm.registers.item(), *refs).run()
+        def with_registers(step):
+            @plgpu.inline_mgpu(arg_types=(ptx.SCALAR, ptx.SCALAR, *[ptx.REF] * len(refs)))
+            def run(_, i, sm, x, codes, scale, total, largest, met, *ring_refs):
+                (i,), (sm,) = ptx.unpack(i), ptx.unpack(sm)
+                place = Place(self.division, sm)
+                rows = Ring(place, i, x, codes, *ring_refs) if ring_refs else Straight(place, i, x, codes)
+                step(Warp(self, i, place, rows, (scale, total, largest), met))
 
-        @pl.loop(0, self.rounds)
-        def _round(i):
-            team(i, lax.axis_index("sm"), *refs)
+            return lambda i: run(i, sm, *refs)
+
+        if self.config.ahead:
+            with_registers(lambda warp: warp.rows.begin())(jnp.int32(0))
+        pl.loop(0, self.division.rounds)(with_registers(Warp.run))
+        if self.config.ahead:
+            with_registers(lambda warp: warp.rows.end())(jnp.int32(0))
 
 
 class Warp:
-    """The instructions of one warp, written out: nothing here is a loop in the kernel."""
+    """The instructions of one warp in one round, written out: nothing here is a loop in the kernel."""
 
-    def __init__(self, kernel: Kernel, i: Value, sm: Value, x, codes, scale, total, largest, met) -> None:
-        self.kernel, self.spec, self.config = kernel, kernel.spec, kernel.config
-        self.x, self.codes, self.vectors, self.met = x, codes, (scale, total, largest), met
-        lane = ptx.op("mov.u32 {o[0]}, %laneid;", "r")
-        warp = ptx.op("{{ .reg .b32 a; mov.u32 a, %tid.x; shr.u32 {o[0]}, a, 5; }}", "r")
-        self.round, self.lane, self.warp = i, lane, warp
-        self.group = regs.integer("shr.u32 {o[0]}, {i[0]}, {i[1]};", lane, 2)
-        self.quarter = regs.integer("and.b32 {o[0]}, {i[0]}, {i[1]};", lane, 3)
-        self.part = regs.integer("rem.u32 {o[0]}, {i[0]}, {i[1]};", warp, self.config.warps)
-        taken = regs.integer("div.u32 {o[0]}, {i[0]}, {i[1]};", warp, self.config.warps)
-        # Neighbouring SMs take neighbouring rows, and none has more than one team's share more than another.
-        taken = regs.integer(_MAD, regs.integer(_MAD, i, kernel.teams, taken), kernel.sms, sm)
-        self.row = regs.integer(_TIMES, taken, self.config.rows)
-        self.pair = regs.thread_signs()
-        self.signs = regs.product_with(self.pair)
+    def __init__(self, kernel: Kernel, i: Value, place: Place, rows: Straight | Ring, vectors, met) -> None:
+        self.kernel, self.spec, self.config, self.division = kernel, kernel.spec, kernel.config, kernel.division
+        self.round, self.place, self.rows, self.row = i, place, rows, rows.row
+        self.vectors, self.met = vectors, met
+
+    @functools.cached_property
+    def pair(self) -> Value:
+        return regs.thread_signs()
 
     def run(self) -> None:
         """In the last round some teams find no row."""
-        with utils.when(arith.cmpi(arith.CmpIPredicate.slt, self.row, ptx.constant(self.kernel.m, "r"))):
+        with utils.when(arith.cmpi(arith.CmpIPredicate.slt, self.row, ptx.constant(self.division.m, "r"))):
             self._take_rows()
 
     def _take_rows(self) -> None:
-        units = [self._load(unit) for unit in range(self.kernel.units)]
-        measured = [self._measure(words) for words in units]
+        self.signs = regs.product_with(self.pair)
+        self.rows.arrive()
+        units = [self.rows.load(unit) for unit in range(self.division.units)]
+        units, seen = self._activated(units) if self.spec.activation else (units, [self._seen(u) for u in units])
+        measured = [(self._amax(words), *totals) for words, totals in zip(units, seen, strict=True)]
         rows = [self._row_results(row, measured) for row in range(self.config.rows)]
+        self.rows.loaded()
         if self.config.warps > 1:
             rows = [self._meet(*rows[0])]
         scales = [self._scale(amax) for amax, _, _ in rows]
@@ -138,122 +144,72 @@ class Warp:
             signs = ptx.op(text, "r", ("r", self.pair), ("f", rows[0][0]))
             self.signs = regs.product_with(signs)
         for unit, words in enumerate(units):
+            words = words if self.config.keep else self.rows.load_again(unit)
             self._store(unit, words, self._of_unit(unit, [inverse for _, inverse in scales]))
+        self.rows.send()
         for row, ((_, total, largest), (scale, _)) in enumerate(zip(rows, scales, strict=True)):
             self._store_vectors(row, scale, total, largest)
 
-    # Places.
-
-    def _exists(self, unit: int) -> Value | None:
-        """Whether this lane's group of a unit does; `None` if it always does."""
-        kernel, last = self.kernel, (unit + 1) * GROUPS
-        one = ptx.constant(1, "r")
-        here = one
-        if last > kernel.groups:
-            here = self._below(self.group, kernel.groups - unit * GROUPS, here)
-        if kernel.groups * self.config.warps != self.config.rows * kernel.row_groups:
-            group = ptx.add(self._first_group(), ptx.constant(unit * GROUPS, "r"), "r")
-            here = self._below(ptx.add(group, self.group, "r"), kernel.row_groups, here)
-        if kernel.m % self.config.rows:
-            rows = self._rows_of_lane(unit)
-            here = self._below(rows, kernel.m, here)
-        return None if here is one else here
-
-    def _first_group(self) -> Value:
-        return regs.integer(_TIMES, self.part, self.kernel.groups)
-
-    def _rows_of_lane(self, unit: int) -> Value:
-        inside = regs.integer(
-            "div.u32 {o[0]}, {i[0]}, {i[1]};",
-            ptx.add(self.group, ptx.constant(unit * GROUPS, "r"), "r"),
-            self.kernel.row_groups,
-        )
-        return ptx.add(self.row, inside, "r") if self.config.warps == 1 else self.row
-
-    def _below(self, x: Value, bound: int, and_: Value) -> Value:
-        text = "{{ .reg .pred p; setp.lt.s32 p, {i[0]}, {i[1]}; selp.b32 {o[0]}, {i[2]}, 0, p; }}"
-        return ptx.op(text, "r", ("r", x), ("r", ptx.constant(bound, "r")), ("r", and_))
-
-    def _address(self, ref, size: int) -> Value:
-        """Of this lane's first value."""
-        inside = regs.integer(_TIMES, ptx.add(self._first_group(), self.group, "r"), GROUP)
-        inside = ptx.add(inside, regs.integer(_TIMES, self.quarter, CHUNK), "r")
-        text = (
-            "{{ .reg .b64 p, q; mul.wide.s32 p, {i[1]}, {i[2]}; cvt.s64.s32 q, {i[3]}; add.s64 p, p, q; "
-            f"mad.lo.s64 p, p, {size}, {{i[0]}}; cvta.to.global.u64 {{o[0]}}, p; }}}}"
-        )
-        width = ptx.constant(self.kernel.k, "r")
-        return ptx.op(text, "l", ("l", ptx.address(ref)), ("r", self.row), ("r", width), ("r", inside))
-
-    @functools.cached_property
-    def _from(self) -> Value:
-        return self._address(self.x, 2)
-
-    @functools.cached_property
-    def _to(self) -> Value:
-        return self._address(self.codes, 1)
-
-    # Steps.
-
-    def _load(self, unit: int) -> list[Value]:
-        exists, words = self._exists(unit), []
-        for q in range(CHUNKS):
-            offset = 2 * (unit * GROUPS * GROUP + q * regs.LANES * CHUNK)
-            words += regs.load(self._from, offset, exists)
-        return words
-
-    def _measure(self, words: list[Value]) -> tuple[Value, Value, Value]:
-        """Of a lane's group: the largest magnitude of what is encoded, Σ|x|, and max|x| as a bf16 pair."""
+    def _seen(self, words: list[Value]) -> tuple[Value, Value]:
+        """Of a lane's group: Σ|x|, and max|x| as a bf16 pair."""
         magnitudes = regs.magnitudes(words)
-        pair = functools.reduce(regs.max_of_pairs, magnitudes)
-        total = regs.sum_by_product(magnitudes)
+        return regs.sum_by_product(magnitudes), functools.reduce(regs.max_of_pairs, magnitudes)
+
+    def _activated(self, units: list[list[Value]]) -> tuple[list[list[Value]], list[tuple[Value, Value]]]:
+        """Units, and of each Σ|x| and max|x|, of this lane's part of a group."""
+        found = [activated(words) for words in units]
+        if not self.config.keep:
+            for unit, (words, *_) in enumerate(found):
+                self.rows.put_back(unit, words)
+        return [words for words, *_ in found], [(total, largest) for _, total, largest in found]
+
+    def _amax(self, words: list[Value]) -> Value | None:
+        """The largest magnitude of what is encoded; `None` if it is max|x|."""
         if not self.spec.rotate:
-            return None, total, pair
+            pair = functools.reduce(regs.max_of_pairs, regs.magnitudes(words))
+            return regs.larger_of_pair(pair) if self.spec.activation else None
         amax = ptx.constant(0.0, "f")
         for half in (0, 1):
-            for a, b in regs.nearly_rotated(_chunks(words), half, self.signs, ptx.add, ptx.subtract):
+            for a, b in regs.nearly_rotated(_chunks(words), half, self.signs):
                 # The larger of |a + b| and |a - b| is |a| + |b|.
                 for pair_of_last in zip(a, b, strict=True):
                     amax = regs.max_magnitude(amax, regs.sum_of_magnitudes(*pair_of_last))
-        return amax, total, pair
+        return amax
 
     def _row_results(self, row: int, measured) -> tuple[Value, Value, Value]:
         """Over the warp: amax, Σ|x|, max|x| of one of its rows."""
-        first, last = row * self.kernel.row_groups, (row + 1) * self.kernel.row_groups
+        first, last = row * self.division.row_groups, (row + 1) * self.division.row_groups
         if self.config.warps > 1:
-            last = self.kernel.units * GROUPS
+            last = self.division.units * GROUPS
         mine = [
-            (self._within(unit, first, last), values)
+            (self.place.within(unit, first, last), values)
             for unit, values in enumerate(measured)
             if unit * GROUPS < last and (unit + 1) * GROUPS > first
         ]
-        zero, amax = ptx.constant(0.0, "f"), None
+        zero = ptx.constant(0.0, "f")
+        # Sums by products are the same in the four lanes of a group.
+        distances = (1, 2, 4, 8, 16) if self.spec.activation else (4, 8, 16)
         totals = [regs.where(here, total, zero) for here, (_, total, _) in mine]
-        total = ptx.across_lanes(functools.reduce(ptx.add, totals), "f", ptx.add, (4, 8, 16))
-        none = ptx.constant(0, "r")
-        pairs = [regs.where(here, pair, none, "r") for here, (_, _, pair) in mine]
-        largest = regs.warp_max(regs.larger_of_pair(functools.reduce(regs.max_of_pairs, pairs)))
-        if not self.spec.rotate:
+        total = ptx.across_lanes(functools.reduce(ptx.add, totals), "f", ptx.add, distances)
+        largest = regs.warp_max(self._largest([(here, values[2]) for here, values in mine]))
+        if mine[0][1][0] is None:
             return largest, total, largest
         amax = functools.reduce(regs.max_magnitude, [regs.where(here, values[0], zero) for here, values in mine])
         return regs.warp_max(amax), total, largest
 
-    def _within(self, unit: int, first: int, last: int) -> Value | None:
-        """Whether a lane's group of a unit is one of these; `None` if all are."""
-        begins, ends = unit * GROUPS, (unit + 1) * GROUPS
-        if first <= begins and ends <= last:
-            return None
-        here = self._below(self.group, min(last, ends) - begins, ptx.constant(1, "r"))
-        if first <= begins:
-            return here
-        before = self._below(self.group, first - begins, ptx.constant(1, "r"))
-        return regs.integer("xor.b32 {o[0]}, {i[0]}, {i[1]};", here, before)
+    def _largest(self, by_unit: list[tuple[Value | None, Value]]) -> Value:
+        if self.spec.activation:
+            zero = ptx.constant(0.0, "f")
+            return functools.reduce(regs.max_magnitude, [regs.where(here, x, zero) for here, x in by_unit])
+        none = ptx.constant(0, "r")
+        pairs = [regs.where(here, pair, none, "r") for here, pair in by_unit]
+        return regs.larger_of_pair(functools.reduce(regs.max_of_pairs, pairs))
 
     def _meet(self, amax: Value, total: Value, largest: Value) -> tuple[Value, Value, Value]:
         """With the other warps of the row. Two places in turn: a warp may still read what met in the last round."""
-        mine = regs.integer(_TIMES, self.warp, 16)
+        mine = times(self.place.warp, 16)
         turn = regs.integer("and.b32 {o[0]}, {i[0]}, {i[1]};", self.round, 1)
-        address = regs.integer(_MAD, turn, 16 * WARPS * self.config.warpgroups, ptx.shared_address(self.met))
+        address = times_plus(turn, 16 * self.division.warps, ptx.shared_address(self.met))
         ptx.store_shared(ptx.add(address, mine, "r"), 0, [amax, total, largest, largest])
         utils.warpgroup_barrier()
         first = regs.integer("and.b32 {o[0]}, {i[0]}, {i[1]};", mine, -16 * WARPS)
@@ -276,21 +232,15 @@ class Warp:
         """Each lane's: that of the row its group belongs to."""
         value = by_row[0]
         for row in range(1, len(by_row)):
-            first = row * self.kernel.row_groups
+            first = row * self.division.row_groups
             if first < (unit + 1) * GROUPS:
-                before = (
-                    None
-                    if first <= unit * GROUPS
-                    else self._below(self.group, first - unit * GROUPS, ptx.constant(1, "r"))
-                )
+                before = None if first <= unit * GROUPS else below(self.place.group, first - unit * GROUPS)
                 value = by_row[row] if before is None else regs.where(before, value, by_row[row])
         return value
 
     def _store(self, unit: int, words: list[Value], inverse: Value) -> None:
-        exists, pairs = self._exists(unit), self._code_pairs(_chunks(words), inverse)
-        for q, four in enumerate(pairs):
-            codes = [regs.together(*four[:2]), regs.together(*four[2:])]
-            regs.store(self._to, unit * GROUPS * GROUP + q * regs.LANES * CHUNK, codes, exists)
+        pairs = self._code_pairs(_chunks(words), inverse)
+        self.rows.store(unit, [[regs.together(*four[:2]), regs.together(*four[2:])] for four in pairs])
 
     def _code_pairs(self, chunks: list[list[Value]], inverse: Value) -> list[list[Value]]:
         """Of each word, its two codes."""
@@ -299,16 +249,15 @@ class Warp:
         pairs = [[None] * 4 for _ in chunks]
         for half in (0, 1):
             for q, values in enumerate(regs.rotated(chunks, half, self.signs, ptx.add, ptx.subtract)):
-                pairs[q][half], pairs[q][2 + half] = (regs.codes_of(pair, inverse) for pair in values)
+                pairs[q][2 * half : 2 * half + 2] = (regs.codes_of(pair, inverse) for pair in values)
         return pairs
 
     def _store_vectors(self, row: int, *values: Value) -> None:
         """By lane 0 of the row's first warp."""
-        lane = regs.integer("or.b32 {o[0]}, {i[0]}, {i[1]};", self.lane, self.part)
-        here = self._below(lane, 1, ptx.constant(1, "r"))
+        here = below(regs.integer("or.b32 {o[0]}, {i[0]}, {i[1]};", self.place.lane, self.place.part), 1)
         index = ptx.add(self.row, ptx.constant(row, "r"), "r")
-        if self.kernel.m % self.config.rows:
-            here = self._below(index, self.kernel.m, here)
+        if self.division.last_rows_differ:
+            here = below(index, self.division.m, here)
         for ref, value in zip(self.vectors, values, strict=True):
             ptx.store_global(ref, index, value, here)
 

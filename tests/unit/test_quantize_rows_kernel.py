@@ -1,6 +1,8 @@
 """Quantizing activations: the emulation against a plain loop, refusals, lowering, and the kernel interpreted."""
 
+import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from benchmarks.kernels import quantize_rows as benchmark
 from pallas_kernels.quantize_rows import QuantizeRowsConfig, nvfp4_sm90, quantize_rows, registers, warps_sm90
 from pallas_kernels.quantize_rows.api import run_kernel
-from pallas_kernels.quantize_rows.config import choose_config
+from pallas_kernels.quantize_rows.config import case_name, choose_config
 from pallas_kernels.quantize_rows.emulation import emulate
 from pallas_kernels.quantize_rows.spec import Spec
+from pallas_kernels.tables import lookup
 from sixbit_jax.formats import hadamard, quantize_nvfp4
 
 
@@ -124,26 +127,36 @@ def test_block_scales_come_back_in_order(config):
     np.testing.assert_array_equal(np.asarray(by_row).view(np.int8), expected)
 
 
-def product_of_lanes(left, half):
-    """What an m16n8k16 product with eight columns of Sylvester's matrix of 16 leaves in 32 lanes; pairs are (32, 2)."""
+def product_of_lanes(words, q, half):
+    """What m16n8k16 products with eight columns of Sylvester's matrix of 16 leave in 32 lanes; pairs are (32, 2)."""
     lane = np.arange(32)
     rows = np.zeros((16, 16))
-    for i, pair in enumerate(left):
-        for j in range(2):
-            rows[lane // 4 + 8 * (i % 2), 2 * (lane % 4) + j + 8 * (i // 2)] = pair[:, j]
+    for left, sign in zip(words, np.sign(sylvester(4)[q]), strict=True):
+        for i, pair in enumerate(left):
+            for j in range(2):
+                rows[lane // 4 + 8 * (i % 2), 2 * (lane % 4) + j + 8 * (i // 2)] += sign * pair[:, j]
     sums = rows @ (4 * sylvester(16))[:, 8 * half : 8 * half + 8]
     return [sums[lane // 4 + 8 * (i // 2), 2 * (lane % 4) + i % 2] for i in range(4)]
 
 
-def test_lanes_that_hold_groups_rotate_them_in_place(rng):
+def straight_order(x):
+    """Lane 4g + c, chunk q, word p: columns 32q + 8c + 2p and the next of group g."""
+    return x.reshape(8, 4, 4, 4, 2).transpose(0, 2, 1, 3, 4).reshape(32, 4, 4, 2)
+
+
+def ring_order(x):
+    """Columns 64 (q // 2) + 16c + 8 (q % 2) + 2p."""
+    return x.reshape(8, 2, 4, 2, 4, 2).transpose(0, 2, 1, 3, 4, 5).reshape(32, 4, 4, 2)
+
+
+@pytest.mark.parametrize("order", [straight_order, ring_order])
+def test_lanes_that_hold_groups_rotate_them_in_place(rng, order):
     x = rng.integers(-9, 10, (8, 128)).astype(float)
-    # Lane 4g + c, chunk q, word p: columns 32q + 8c + 2p and the next of group g.
-    of_lane = x.reshape(8, 4, 4, 4, 2).transpose(0, 2, 1, 3, 4).reshape(32, 4, 4, 2)
+    of_lane, expected = order(x), order(x @ sylvester(128) * np.sqrt(128))
     words = [[of_lane[:, q, p] for p in range(4)] for q in range(4)]
-    expected = (x @ sylvester(128) * np.sqrt(128)).reshape(8, 4, 4, 4, 2).transpose(0, 2, 1, 3, 4).reshape(32, 4, 4, 2)
     for half in (0, 1):
         for q, pairs in enumerate(registers.rotated(words, half, product_of_lanes, np.add, np.subtract)):
-            for word, pair in zip((half, 2 + half), pairs, strict=True):
+            for word, pair in zip((2 * half, 2 * half + 1), pairs, strict=True):
                 np.testing.assert_allclose(np.stack(pair, axis=1), expected[:, q, word], atol=1e-9)
 
 
@@ -175,7 +188,15 @@ def test_every_candidate_lowers(case):
         assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("config", [QuantizeRowsConfig(2, warpgroups=3, warps=1), QuantizeRowsConfig(1, warps=4)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        QuantizeRowsConfig(2, warpgroups=3, warps=1),
+        QuantizeRowsConfig(1, warps=4),
+        QuantizeRowsConfig(2, warpgroups=3, warps=1, ahead=2),
+        QuantizeRowsConfig(1, warps=4, ahead=1, keep=False),
+    ],
+)
 @pytest.mark.parametrize("m", [1, 9, 1003])
 def test_rows_in_registers_lower_at_any_number_of_rows(m, config):
     case = benchmark.Case("", m, 384, "rotated")
@@ -187,6 +208,37 @@ def test_rows_in_registers_lower_at_any_number_of_rows(m, config):
 def test_what_changes_x_does_not_stay_in_registers():
     with pytest.raises(ValueError, match=r"config\.warps = 1"):
         run_kernel(jnp.ones((8, 128), jnp.bfloat16), spec=Spec(norm="rms"), config=QuantizeRowsConfig(warps=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (dict(warps=2), "warps 2"),
+        (dict(warps=4, rows=2), "warps 4, rows 2"),
+        (dict(warps=1, ahead=-1), r"config\.ahead = -1"),
+        (dict(warps=1, keep=False), r"config\.keep is False"),
+        (dict(warps=1, warpgroups=8, ahead=8), r"config\.ahead = 8 takes"),
+    ],
+)
+def test_bad_configurations_are_named(changes, named):
+    config = QuantizeRowsConfig(**{"rows": 1, **changes})
+    with pytest.raises(ValueError, match=named):
+        run_kernel(jnp.ones((8, 1024), jnp.bfloat16), spec=Spec(), config=config)
+
+
+def test_only_what_stays_in_registers_is_tuned_for_them():
+    gelu = Spec(activation="gelu_tanh")
+    assert warps_sm90.supports(gelu) and case_name(8960, gelu) == "k8960 gelu_tanh"
+    for change in (dict(norm="layer"), dict(affine=True)):
+        spec = dataclasses.replace(gelu, **change)
+        assert not warps_sm90.supports(spec) and case_name(8960, spec) == "k8960 gelu_tanh modulated"
+
+
+def test_entries_from_before_rows_came_ahead_still_load(tmp_path):
+    fields = {"rows": 1, "slots": 1, "split": 1, "warpgroups": 8, "warps": 1}
+    path = tmp_path / "tuned.json"
+    path.write_text(json.dumps({"device": {"k1536 plain": fields}}))
+    assert lookup(path, "device", "k1536 plain", QuantizeRowsConfig) == QuantizeRowsConfig(1, warpgroups=8, warps=1)
 
 
 @pytest.mark.skipif(not hasattr(plgpu, "InterpretGPUParams"), reason="this jax cannot interpret such a kernel")

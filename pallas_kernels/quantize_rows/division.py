@@ -1,0 +1,139 @@
+"""Which rows, groups of 128 and columns an SM, a warp and a lane take, in `warps_sm90`."""
+
+import dataclasses
+import functools
+
+from jaxlib.mlir.dialects import arith
+
+from pallas_kernels import ptx
+from pallas_kernels.mosaic import ceil_div
+from pallas_kernels.ptx import Value
+from pallas_kernels.quantize_rows import registers as regs
+from pallas_kernels.quantize_rows.config import GROUP, QuantizeRowsConfig
+from pallas_kernels.quantize_rows.registers import GROUPS
+
+WARPS = 4  # in a warpgroup
+_TIMES, _MAD = "mul.lo.s32 {o[0]}, {i[0]}, {i[1]};", "mad.lo.s32 {o[0]}, {i[0]}, {i[1]}, {i[2]};"
+
+
+@dataclasses.dataclass(frozen=True)
+class Division:
+    m: int
+    k: int
+    config: QuantizeRowsConfig
+    sms: int
+
+    @property
+    def warps(self) -> int:
+        return WARPS * self.config.warpgroups
+
+    @property
+    def teams(self) -> int:
+        """In a CTA: what takes `rows` rows at a time."""
+        return self.warps // self.config.warps
+
+    @property
+    def rounds(self) -> int:
+        return ceil_div(ceil_div(self.m, self.config.rows), self.teams * self.sms)
+
+    @property
+    def row_groups(self) -> int:
+        return self.k // GROUP
+
+    @property
+    def groups(self) -> int:
+        """A warp takes; the last warp of a row may find fewer."""
+        return ceil_div(self.config.rows * self.row_groups, self.config.warps)
+
+    @property
+    def units(self) -> int:
+        return ceil_div(self.groups, GROUPS)
+
+    @property
+    def parts_differ(self) -> bool:
+        return self.groups * self.config.warps != self.config.rows * self.row_groups
+
+    @property
+    def last_rows_differ(self) -> bool:
+        return self.m % self.config.rows != 0
+
+
+class Place:
+    """Of one warp of an SM."""
+
+    def __init__(self, division: Division, sm: Value) -> None:
+        self.division, self.sm = division, sm
+        self.lane = ptx.op("mov.u32 {o[0]}, %laneid;", "r")
+        self.warp = ptx.op("{{ .reg .b32 a; mov.u32 a, %tid.x; shr.u32 {o[0]}, a, 5; }}", "r")
+        self.group = regs.integer("shr.u32 {o[0]}, {i[0]}, {i[1]};", self.lane, 2)
+        self.quarter = regs.integer("and.b32 {o[0]}, {i[0]}, {i[1]};", self.lane, 3)
+        self.part = remainder(self.warp, division.config.warps)
+
+    @functools.cached_property
+    def first_group(self) -> Value:
+        """Of what this warp takes of a row."""
+        return times(self.part, self.division.groups)
+
+    def row(self, i: Value) -> Value:
+        """The first of a round. Neighbouring SMs take neighbouring rows, and none more than one team's share more."""
+        division = self.division
+        team = quotient(self.warp, division.config.warps)
+        taken = times_plus(times_plus(i, division.teams, team), division.sms, self.sm)
+        return times(taken, division.config.rows)
+
+    def exists(self, unit: int, row: Value) -> Value | None:
+        """Whether this lane's group of a unit does; `None` if it always does."""
+        division, last, one = self.division, (unit + 1) * GROUPS, ptx.constant(1, "r")
+        here = one
+        if last > division.groups:
+            here = below(self.group, division.groups - unit * GROUPS, here)
+        group = ptx.add(self.group, ptx.constant(unit * GROUPS, "r"), "r")
+        if division.parts_differ:
+            here = below(ptx.add(self.first_group, group, "r"), division.row_groups, here)
+        if division.last_rows_differ:
+            inside = quotient(group, division.row_groups)
+            here = below(ptx.add(row, inside, "r"), division.m, here)
+        return None if here is one else here
+
+    def within(self, unit: int, first: int, last: int) -> Value | None:
+        """Whether a lane's group of a unit is one of these; `None` if all are."""
+        begins, ends = unit * GROUPS, (unit + 1) * GROUPS
+        if first <= begins and ends <= last:
+            return None
+        here = below(self.group, min(last, ends) - begins)
+        if first <= begins:
+            return here
+        before = below(self.group, first - begins)
+        return regs.integer("xor.b32 {o[0]}, {i[0]}, {i[1]};", here, before)
+
+
+def times(x: Value, factor: int) -> Value:
+    return regs.integer(_TIMES, x, factor)
+
+
+def times_plus(x: Value, factor: int, offset: Value) -> Value:
+    return regs.integer(_MAD, x, factor, offset)
+
+
+def quotient(x: Value, divisor: int) -> Value:
+    """Not in PTX, where a divisor that is a constant is divided by like any other."""
+    return arith.divui(x, ptx.constant(divisor, "r"))
+
+
+def remainder(x: Value, divisor: int) -> Value:
+    return arith.remui(x, ptx.constant(divisor, "r"))
+
+
+def below(x: Value, bound: int, and_: Value | int = 1) -> Value:
+    text = "{{ .reg .pred p; setp.lt.s32 p, {i[0]}, {i[1]}; selp.b32 {o[0]}, {i[2]}, 0, p; }}"
+    return regs.integer(text, x, bound, and_)
+
+
+def address(ref: Value, row: Value, width: int, inside: Value, size: int) -> Value:
+    """In device memory, of the value `inside` values from the start of a row."""
+    text = (
+        "{{ .reg .b64 p, q; mul.wide.s32 p, {i[1]}, {i[2]}; cvt.s64.s32 q, {i[3]}; add.s64 p, p, q; "
+        f"mad.lo.s64 p, p, {size}, {{i[0]}}; cvta.to.global.u64 {{o[0]}}, p; }}}}"
+    )
+    ins = [("l", ptx.address(ref)), ("r", row), ("r", ptx.constant(width, "r")), ("r", inside)]
+    return ptx.op(text, "l", *ins)

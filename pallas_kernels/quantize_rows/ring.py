@@ -1,0 +1,207 @@
+"""Rows on their way through shared memory, of one warp of `warps_sm90`.
+
+Bulk copies bring the next `ahead` rows while one is calculated. Its codes are written where it lay, which is free once
+all lanes have it in registers, and leave by a bulk copy: nothing waits for device memory but the first round, registers
+hold one row only, and memory is read and written in whole lines, which four lanes that share a group cannot do. A warp
+of four brings and sends its own part of a row.
+
+Chunks 2q and 2q + 1 of a lane are columns 64q + 16c to + 15, so that their codes are sixteen bytes. To the rotation the
+order of what names a column (q, c, j) is all the same, as long as j comes last.
+"""
+
+import functools
+
+from pallas_kernels import ptx
+from pallas_kernels.ptx import Value
+from pallas_kernels.quantize_rows import registers as regs
+from pallas_kernels.quantize_rows.config import GROUP
+from pallas_kernels.quantize_rows.division import (
+    Division,
+    Place,
+    address,
+    below,
+    quotient,
+    remainder,
+    times,
+    times_plus,
+)
+from pallas_kernels.quantize_rows.registers import CHUNK, CHUNKS, GROUPS, LANES
+
+_BARRIER = 8  # bytes
+_SHARED_MEMORY = 232448  # bytes a CTA can have on Hopper
+_OTHER = 4096  # of them for Mosaic GPU, and for what warps tell each other
+
+
+def slots(division: Division) -> int:
+    return division.config.ahead + 1
+
+
+def slot_bytes(division: Division) -> int:
+    return 2 * GROUP * division.groups
+
+
+def ring_bytes(division: Division) -> int:
+    return division.warps * slots(division) * (slot_bytes(division) + _BARRIER)
+
+
+def fits(division: Division) -> bool:
+    return ring_bytes(division) <= _SHARED_MEMORY - _OTHER
+
+
+class Ring:
+    """`i` is the round; in round i the slot of i - 1 is filled for i + ahead."""
+
+    def __init__(self, place: Place, i: Value, x: Value, codes: Value, memory: Value, barriers: Value) -> None:
+        self.place, self.division, self.i = place, place.division, i
+        self.row, self.x, self.codes = place.row(i), x, codes
+        self.slots, self.size = slots(self.division), slot_bytes(self.division)
+        self.leader = below(place.lane, 1)
+        self.memory = times_plus(place.warp, self.slots * self.size, ptx.shared_address(memory))
+        self.barriers = times_plus(place.warp, self.slots * _BARRIER, ptx.shared_address(barriers))
+
+    def begin(self) -> None:
+        for slot in range(self.slots):
+            _when(self.leader, f"mbarrier.init.shared::cta.b64 [{{i[0]}} + {_BARRIER * slot}], 1;", self.barriers)
+        # To the copies these are writes of another kind.
+        ptx.emit("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;", volatile=True)
+        _sync()
+        for j in range(self.division.config.ahead):
+            self._fetch(ptx.constant(j, "r"))
+
+    def arrive(self) -> None:
+        parity = remainder(quotient(self.i, self.slots), 2)
+        text = "{{ .reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [{i[0]}], {i[1]}; @!p bra again; }}"
+        ptx.emit(text, "", [("r", self._barrier(self.i)), ("r", parity)], volatile=True)
+
+    def load(self, unit: int) -> list[Value]:
+        exists, words = self.place.exists(unit, self.row), []
+        for offset in _offsets(unit):
+            words += _load(self._lane(2), offset, exists)
+        return words
+
+    def put_back(self, unit: int, words: list[Value]) -> None:
+        """What is encoded instead of what came, for this lane to load again."""
+        for q, offset in enumerate(_offsets(unit)):
+            _store(self._lane(2), offset, words[4 * q : 4 * q + 4], self.place.exists(unit, self.row))
+
+    def load_again(self, unit: int) -> list[Value]:
+        """For its codes, which come to lie on units before it, or on itself."""
+        words = self.load(unit)
+        _sync()
+        return words
+
+    def loaded(self) -> None:
+        """Every lane has seen its values: codes may take their place, and row i + ahead that of row i - 1."""
+        _sync()
+        _when(self.leader, "cp.async.bulk.wait_group.read 0;")
+        self._fetch(ptx.add(self.i, ptx.constant(self.division.config.ahead, "r"), "r"))
+
+    def store(self, unit: int, codes: list[list[Value]]) -> None:
+        exists = self.place.exists(unit, self.row)
+        for q in range(0, CHUNKS, 2):
+            offset = unit * GROUPS * GROUP + q * LANES * CHUNK
+            _store(self._lane(1), offset, [*codes[q], *codes[q + 1]], exists)
+
+    def send(self) -> None:
+        ptx.emit("fence.proxy.async.shared::cta;", volatile=True)
+        _sync()
+        codes = self._bytes(self.row, 1)
+        here = _positive(codes, self.leader)
+        to = address(self.codes, self.row, self.division.k, self._inside, 1)
+        text = "cp.async.bulk.global.shared::cta.bulk_group [{i[0]}], [{i[1]}], {i[2]};"
+        _when(here, text, ("l", to), self._slot(self.i), codes)
+        _when(self.leader, "cp.async.bulk.commit_group;")
+
+    def end(self) -> None:
+        """Copies still read what goes away with the CTA."""
+        _when(self.leader, "cp.async.bulk.wait_group.read 0;")
+
+    def _fetch(self, j: Value) -> None:
+        """What this warp takes in round j, if it takes anything then."""
+        row, barrier = self.place.row(j), self._barrier(j)
+        size, leads = self._bytes(row, 2), below(row, self.division.m, self.leader)
+        _when(leads, "mbarrier.arrive.expect_tx.shared::cta.b64 a, [{i[0]}], {i[1]};", barrier, size)
+        # Read once: it need not push anything else out of the second-level cache.
+        policy = ptx.op("createpolicy.fractional.L2::evict_first.b64 {o[0]}, 1.0;", "l")
+        text = (
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+            "[{i[0]}], [{i[1]}], {i[2]}, [{i[3]}], {i[4]};"
+        )
+        origin = address(self.x, row, self.division.k, self._inside, 2)
+        _when(_positive(size, leads), text, self._slot(j), ("l", origin), size, barrier, ("l", policy))
+
+    # Places.
+
+    @functools.cached_property
+    def _inside(self) -> Value:
+        return times(self.place.first_group, GROUP)
+
+    def _turn(self, j: Value) -> Value:
+        return remainder(j, self.slots)
+
+    def _slot(self, j: Value) -> Value:
+        return times_plus(self._turn(j), self.size, self.memory)
+
+    def _barrier(self, j: Value) -> Value:
+        return times_plus(self._turn(j), _BARRIER, self.barriers)
+
+    def _lane(self, size: int) -> Value:
+        """Of this lane's first value, or of its first code."""
+        group, quarter = self.place.group, self.place.quarter
+        return times_plus(group, size * GROUP, times_plus(quarter, size * 2 * CHUNK, self._slot(self.i)))
+
+    def _bytes(self, row: Value, size: int) -> Value:
+        """Of what this warp takes of a round's rows, or of their codes."""
+        division, line = self.division, size * GROUP
+        count = ptx.constant(division.groups, "r")
+        if division.parts_differ:
+            left = regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", division.row_groups, self.place.first_group)
+            count = _least(left, division.groups)
+        if division.last_rows_differ:
+            rows = _least(regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", division.m, row), division.config.rows)
+            count = times(rows, division.row_groups) if division.config.warps == 1 else count
+        return times(regs.integer("max.s32 {o[0]}, {i[0]}, {i[1]};", count, 0), line)
+
+
+def _offsets(unit: int) -> list[int]:
+    """Of a lane's chunks, in bytes."""
+    return [2 * (unit * GROUPS * GROUP + q // 2 * 2 * LANES * CHUNK + q % 2 * CHUNK) for q in range(CHUNKS)]
+
+
+def _least(x: Value, bound: int) -> Value:
+    return regs.integer("min.s32 {o[0]}, {i[0]}, {i[1]};", x, bound)
+
+
+def _positive(x: Value, and_: Value) -> Value:
+    text = "{{ .reg .pred p; setp.gt.s32 p, {i[0]}, 0; selp.b32 {o[0]}, {i[1]}, 0, p; }}"
+    return regs.integer(text, x, and_)
+
+
+def _when(here: Value, text: str, *operands: Value | tuple[str, Value]) -> None:
+    """An instruction where `here` is not 0."""
+    ins = [x if isinstance(x, tuple) else ("r", x) for x in operands]
+    begin = f"{{{{ .reg .pred p; .reg .b64 a; setp.ne.s32 p, {{i[{len(ins)}]}}, 0; @p "
+    ptx.emit(begin + text + " }}", "", [*ins, ("r", here)], volatile=True)
+
+
+def _sync() -> None:
+    ptx.emit("bar.warp.sync 0xffffffff;", volatile=True)
+
+
+def _load(address: Value, offset: int, exists: Value | None) -> list[Value]:
+    """Zeros where nothing exists."""
+    text = f"ld.shared.v4.b32 {{{{{{o[0]}}, {{o[1]}}, {{o[2]}}, {{o[3]}}}}}}, [{{i[0]}} + {offset}];"
+    if exists is None:
+        return ptx.emit(text, "rrrr", [("r", address)], volatile=True)
+    zeros = " ".join(f"mov.b32 {{o[{i}]}}, 0;" for i in range(4))
+    text = f"{{{{ .reg .pred p; setp.ne.s32 p, {{i[1]}}, 0; {zeros} @p {text} }}}}"
+    return ptx.emit(text, "rrrr", [("r", address), ("r", exists)], volatile=True)
+
+
+def _store(address: Value, offset: int, four: list[Value], exists: Value | None) -> None:
+    text = f"st.shared.v4.b32 [{{i[0]}} + {offset}], {{{{{{i[1]}}, {{i[2]}}, {{i[3]}}, {{i[4]}}}}}};"
+    ins = [("r", address), *(("r", word) for word in four)]
+    if exists is None:
+        ptx.emit(text, "", ins, volatile=True)
+    else:
+        _when(exists, text, *ins)
