@@ -40,7 +40,6 @@ from sixbit_jax.models import wan  # noqa: E402
 from sixbit_jax.models.wan_config import GROUPS, WAN_1_3B, WAN_14B, WanConfig  # noqa: E402
 from sixbit_jax.models.wan_modules import abstract_params  # noqa: E402
 from sixbit_jax.policies import PolicySpec, PredictedPrecision, TemporalDeltaCache  # noqa: E402
-from sixbit_jax.policies.measures import note_outlier_ratio  # noqa: E402
 from sixbit_jax.quantize import quantize  # noqa: E402
 from sixbit_jax.routes import Route  # noqa: E402
 from sixbit_jax.sampler import COMPILER_OPTIONS  # noqa: E402
@@ -183,7 +182,7 @@ def forward(
     static: dict[str, Any] = {"token_multiple": 256 if jax.default_backend() == "gpu" else 1}
     static["attention_implementation"] = attention
     if "statistics" in parts:
-        static["observe"] = note_outlier_ratio
+        static["outlier_ratios"] = True
     if "cache" in parts:
         static["run_stack"] = lambda blocks, x, memory, decisions: cache.run_stack(blocks, x, memory, *decisions)
 

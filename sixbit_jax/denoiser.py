@@ -32,14 +32,15 @@ class BranchContext:
 class WanDenoiser:
     """Static facts of the model call.
 
-    `token_multiple`: what kernels want the token count to be a multiple of. `observe`: what to note of the input of
-    every linear group (see `wan.forward`).
+    `token_multiple`: what kernels want the token count to be a multiple of. `observe`, `outlier_ratios`: what to note
+    of the input of every linear group (see `wan.forward`).
     """
 
     configs: tuple[WanConfig, ...]
     attention: str | tuple[str, ...] | None = None
     token_multiple: int = 1
     observe: wan.Observe | None = None
+    outlier_ratios: bool = False
 
     def contexts(
         self,
@@ -95,6 +96,7 @@ class WanDenoiser:
             attention_implementation=self.attention,
             token_multiple=self.token_multiple,
             observe=self.observe,
+            outlier_ratios=self.outlier_ratios,
             **plan,
         )
 

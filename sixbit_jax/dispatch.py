@@ -18,8 +18,11 @@ class UnsupportedError(NotImplementedError):
 
 @dataclasses.dataclass(frozen=True)
 class Implementation:
+    """`measure`: like `run`, but also returns what it saw of its input, if it can tell for nothing."""
+
     supports: Callable[[Any], str | None]
     run: Callable[..., Any]
+    measure: Callable[..., Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

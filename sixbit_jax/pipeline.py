@@ -29,7 +29,6 @@ from sixbit_jax.models.vae import Tiling, VAEConfig
 from sixbit_jax.models.wan import Observe
 from sixbit_jax.models.wan_config import GROUPS, TEXT_TOKENS, TRAIN_TIMESTEPS
 from sixbit_jax.policies import PolicySpec, StepInfo
-from sixbit_jax.policies.measures import note_outlier_ratio
 from sixbit_jax.presets import Preset
 from sixbit_jax.quantize import StatisticsByPath
 from sixbit_jax.recipes import Recipe
@@ -205,8 +204,8 @@ class WanPipeline:
             dim=configs[0].dim,
             dtype=self.recipe.dtype,
         )
-        needed = note_outlier_ratio if "inputs" in self.recipe.precision.needs else None
-        denoiser = WanDenoiser(configs, self.recipe.attention, multiple, self.observe or needed)
+        ratios = self.observe is None and "inputs" in self.recipe.precision.needs
+        denoiser = WanDenoiser(configs, self.recipe.attention, multiple, self.observe, ratios)
         cache, _ = self.recipe.cache.for_run(spec)
         return Sampler(denoiser, schedulers.get(settings.solver), self.recipe.precision, cache, spec)
 

@@ -6,6 +6,7 @@ It changes the result, so it is only ever chosen by name: "int8" for the fastest
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 HEAD_DIM = 128
 # Cross-attention reads few keys: eight bits of V would save next to nothing of a forward and cost most of its error.
 FEW_KEYS = 1024
-# "fused" is one pass over each of q, k and v, but not one that has run on a GPU yet: until `tests/gpu` has passed.
-PROLOGUE = "xla"
 # Real queries and keys have channels far larger than others. On tiny-wan INT8 with 16-bit V is off by at most 2.5 % as
 # they are, 0.9 % rotated.
 ROTATE = True
@@ -50,4 +49,6 @@ def _run(
     # Here, not above: Mosaic GPU takes most of a second to import.
     from pallas_kernels.attention_int8 import attention_int8
 
-    return attention_int8(q, k, v, valid_keys=valid_keys, pv=pv, prologue=PROLOGUE, rotate=ROTATE)
+    # The fused prologue is one pass over each of q, k and v, and knows bf16.
+    prologue = "fused" if q.dtype == k.dtype == v.dtype == jnp.bfloat16 else "xla"
+    return attention_int8(q, k, v, valid_keys=valid_keys, pv=pv, prologue=prologue, rotate=ROTATE)

@@ -4,8 +4,8 @@ x --activations: smooth, rotate, round--> codes and scales --+
 w: an array, a quantized tensor or a QuantizedWeight --------+--reference or xla--> y
 """
 
-from sixbit_jax.linear.api import explain, implementations, linear, spec
+from sixbit_jax.linear.api import explain, implementations, linear, measured_linear, spec
 from sixbit_jax.linear.routed import routed_linear
 from sixbit_jax.linear.spec import LinearSpec, Weight
 
-__all__ = ["LinearSpec", "Weight", "explain", "implementations", "linear", "routed_linear", "spec"]
+__all__ = ["LinearSpec", "Weight", "explain", "implementations", "linear", "measured_linear", "routed_linear", "spec"]

@@ -18,13 +18,13 @@ from sixbit_jax.errors import nearest
 from sixbit_jax.formats import QuantizedWeight, effective_weight
 from sixbit_jax.linear import pallas, reference, xla
 from sixbit_jax.linear.checks import check_operands
+from sixbit_jax.linear.magnitude import outlier_ratio
 from sixbit_jax.linear.spec import ACTIVATIONS, LinearSpec, Weight, describe, wrap
 
-# In order of preference. "pallas" is the faster one on Hopper, but not all of its kernels have run there yet: until
-# `tests/gpu` has passed it is only taken by name.
+# In order of preference.
 _IMPLEMENTATIONS = {
+    "pallas": Implementation(pallas.supports, pallas.run, pallas.measure),
     "xla": Implementation(xla.supports, xla.run),
-    "pallas": Implementation(pallas.supports, pallas.run),
     "reference": Implementation(reference.supports, reference.run),
 }
 
@@ -33,7 +33,7 @@ def implementations() -> tuple[str, ...]:
     """The names `linear(implementation=…)` takes, in the order in which None tries them.
 
     >>> implementations()
-    ('xla', 'pallas', 'reference')
+    ('pallas', 'xla', 'reference')
     """
     return tuple(_IMPLEMENTATIONS)
 
@@ -68,6 +68,31 @@ def linear(
     if isinstance(w, QuantizedWeight):
         return _straight_through(choice.name, act, x, w, bias)
     return _IMPLEMENTATIONS[choice.name].run(x, w, bias, act)
+
+
+def measured_linear(
+    x: Float[Array, "... k"],
+    w: Weight,
+    bias: Float[Array, " n"] | None = None,
+    *,
+    act: str | None = None,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "... n"], Float[Array, ""]]:
+    """`linear`, and the outlier ratio of x: its largest magnitude over the mean one. Without gradients.
+
+    A kernel that rounds x has seen all of it anyway and tells for nothing; elsewhere it is one more pass over x.
+
+    >>> import jax.numpy as jnp
+    >>> y, ratio = measured_linear(jnp.array([[1.0, -3.0]]), jnp.ones((1, 2)))
+    >>> y.tolist(), float(ratio)
+    ([[-2.0]], 1.5)
+    """
+    check_operands(x, w, bias)
+    w = wrap(w)
+    chosen = _IMPLEMENTATIONS[_choose(x, w, act, implementation).name]
+    if chosen.measure is not None:
+        return chosen.measure(x, w, bias, act)
+    return chosen.run(x, w, bias, act), outlier_ratio(x)
 
 
 def explain(x: Any, w: Any, *, act: str | None = None) -> Choice:

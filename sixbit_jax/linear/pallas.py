@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from sixbit_jax.formats import NVFP4Tensor, QuantizedTensor, QuantizedWeight, to_int8
+from sixbit_jax.linear.magnitude import outlier_ratio, ratio
 from sixbit_jax.linear.spec import LinearSpec
 
 GROUP = 128  # columns that share a rotation, and may share an activation scale
@@ -75,10 +76,24 @@ def _few_tokens(spec: LinearSpec) -> str | None:
 def run(
     x: Float[Array, "... k"], w: QuantizedWeight, bias: Float[Array, " n"] | None, act: str | None
 ) -> Float[Array, "... n"]:
+    return _run(x, w, bias, act)[0]
+
+
+def measure(
+    x: Float[Array, "... k"], w: QuantizedWeight, bias: Float[Array, " n"] | None, act: str | None
+) -> tuple[Float[Array, "... n"], Float[Array, ""]]:
+    y, rounded = _run(x, w, bias, act)
+    if rounded is None or w.smooth is not None:  # the kernel sums what it rounds, and that is smoothed
+        return y, outlier_ratio(x)
+    return y, ratio(rounded.total, rounded.largest, x.size)
+
+
+def _run(x: Array, w: QuantizedWeight, bias: Array | None, act: str | None) -> tuple[Array, Any]:
+    """y, and x as it was quantized, if it was."""
     rows = x.reshape(-1, x.shape[-1])
     bias = None if bias is None else bias.astype(jnp.float32)
-    y = _run_few_tokens(rows, w.weight, bias) if act is None else _run_integers(rows, w, bias)
-    return y.reshape(*x.shape[:-1], y.shape[-1])
+    y, rounded = (_run_few_tokens(rows, w.weight, bias), None) if act is None else _run_integers(rows, w, bias)
+    return y.reshape(*x.shape[:-1], y.shape[-1]), rounded
 
 
 def _run_few_tokens(x: Array, t: NVFP4Tensor, bias: Array | None) -> Array:
@@ -87,7 +102,7 @@ def _run_few_tokens(x: Array, t: NVFP4Tensor, bias: Array | None) -> Array:
     return nvfp4_matmul(x, t.packed, t.block_scale, t.tensor_scale, bias=bias, out_dtype=x.dtype)
 
 
-def _run_integers(x: Array, w: QuantizedWeight, bias: Array | None) -> Array:
+def _run_integers(x: Array, w: QuantizedWeight, bias: Array | None) -> tuple[Array, Any]:
     from pallas_kernels.int8_matmul import int8_matmul
     from pallas_kernels.quantize_rows import quantize_rows
 
@@ -99,7 +114,8 @@ def _run_integers(x: Array, w: QuantizedWeight, bias: Array | None) -> Array:
     branch: dict[str, Any] = {}
     if w.low_rank is not None:
         branch = {"gate": jnp.ones(w.shape[0]), "residual": _low_rank(x, factor, w)}
-    return int8_matmul(codes, weight, rounded.scale, weight_scale, bias=bias, out_dtype=x.dtype, **branch)
+    y = int8_matmul(codes, weight, rounded.scale, weight_scale, bias=bias, out_dtype=x.dtype, **branch)
+    return y, rounded
 
 
 def _as_int8(t: QuantizedTensor) -> tuple[Array, Array]:

@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from sixbit_jax.linear.api import linear
+from sixbit_jax.linear.api import linear, measured_linear
 from sixbit_jax.linear.spec import Weight
 from sixbit_jax.routes import Route
 
@@ -18,8 +19,12 @@ def routed_linear(
     bias: Float[Array, " n"] | None,
     routes: Sequence[Route],
     index: Int[Array, ""],
-) -> Float[Array, "... n"]:
-    """`linear` under `routes[index]`. One compiled branch per route; a single route costs no branch at all.
+    *,
+    measured: bool = False,
+) -> Any:
+    """`linear`, or if asked `measured_linear`, under `routes[index]`.
+
+    One compiled branch per route; a single route costs no branch at all.
 
     Routes speak of quantized weights. One that its recipe keeps dense multiplies in its own dtype under all of them.
 
@@ -33,7 +38,8 @@ def routed_linear(
     if isinstance(w, jax.Array):
         routes = [Route(None, route.implementation if route.act is None else None) for route in routes]
         routes = routes[:1] if len(set(routes)) == 1 else routes
-    branches = [functools.partial(linear, act=r.act, implementation=r.implementation) for r in routes]
+    product = measured_linear if measured else linear
+    branches = [functools.partial(product, act=r.act, implementation=r.implementation) for r in routes]
     if len(branches) == 1:
         return branches[0](x, w, bias)
     return lax.switch(index, branches, x, w, bias)

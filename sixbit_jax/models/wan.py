@@ -105,6 +105,7 @@ def forward(
     token_multiple: int = 1,
     unroll: int = 1,
     observe: Observe | None = None,
+    outlier_ratios: bool = False,
 ) -> tuple[Float[Array, "b t h w out"], Any, Any]:
     """The velocity (f32), the cache memory and what the block runner observed, stacked over layers.
 
@@ -112,7 +113,7 @@ def forward(
     layer axis. Tokens are padded once to `token_multiple`, so kernels see whole tiles, and cut off again at the end.
 
     `observe` is called on the input and the parameters of every group; what it returns is noted as `inputs`, by group.
-    It sees padding tokens too.
+    `outlier_ratios` notes there how loud the input's largest value is, which is cheaper. Both see padding tokens too.
     For training: `unroll` layers become one step of the scan, which pays for every stack a scan writes; `attend_text`
     attends to the prompt's rows in place of `attention`.
     """
@@ -137,9 +138,13 @@ def forward(
             inputs = {}
 
             def project(group: str, x: Array, p: Params) -> Array:
+                route = index[GROUPS.index(group)]
+                if outlier_ratios:
+                    y, inputs[group] = routed_linear(x, p["weight"], p["bias"], routes, route, measured=True)
+                    return y
                 if observe is not None:
                     inputs[group] = observe(group, x, p)
-                return routed_linear(x, p["weight"], p["bias"], routes, index[GROUPS.index(group)])
+                return routed_linear(x, p["weight"], p["bias"], routes, route)
 
             y = block(p, config, x, per_block, (cos, sin), layer_context, tokens, project, attend_to)
             return y, {"inputs": inputs} if inputs else {}

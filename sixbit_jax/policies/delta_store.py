@@ -53,7 +53,8 @@ def slot_bytes(name: str, shape: tuple[int, ...]) -> int:
 
 
 def write(name: str, store: Store, slot: Int[Array, ""], delta: Float[Array, "b s d"]) -> Store:
-    kept = _FORMATS[name].encode(delta)
+    # Behind a barrier: written from what it is computed from, XLA would hold on to a block's input, and copy it.
+    kept = lax.optimization_barrier(_FORMATS[name].encode(delta))
     return jax.tree.map(lambda all_, one: lax.dynamic_update_index_in_dim(all_, one, slot, 0), store, kept)
 
 

@@ -5,6 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sixbit_jax.linear.magnitude import outlier_ratio
+
 
 def relative_change(x: Float[Array, "b s d"], y: Float[Array, "b s d"]) -> Float[Array, ""]:
     """Γ of 6Bit-Diffusion: the L1 size of what a block adds, relative to its input."""
@@ -15,9 +17,3 @@ def relative_change(x: Float[Array, "b s d"], y: Float[Array, "b s d"]) -> Float
 def note_outlier_ratio(group: str, x: Float[Array, "b s k"], p: Any) -> Float[Array, ""]:
     """As a model's observer."""
     return outlier_ratio(x)
-
-
-def outlier_ratio(x: Float[Array, "b s k"]) -> Float[Array, ""]:
-    """The loudest value over the mean magnitude."""
-    magnitude = jnp.abs(x.astype(jnp.float32))
-    return magnitude.max() / magnitude.mean()

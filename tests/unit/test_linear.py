@@ -78,3 +78,12 @@ def test_routed_linear_takes_the_route_of_the_index(rng):
         np.testing.assert_allclose(run(jnp.int32(index)), linear(x, w, bias), atol=1e-5, rtol=0)
     assert "cond" in str(jax.make_jaxpr(lambda i: routed_linear(x, w, bias, routes, i))(jnp.int32(0)))
     assert "cond" not in str(jax.make_jaxpr(lambda i: routed_linear(x, w, bias, routes[:1], i))(jnp.int32(0)))
+
+
+def test_measured_linear_is_linear_and_how_uneven_its_input_is(rng):
+    x, w, bias = operands(rng)
+    routes = (Route(), Route(implementation="reference"))
+    for index, route in enumerate(routes):
+        y, ratio = jax.jit(lambda i: routed_linear(x, w, bias, routes, i, measured=True))(jnp.int32(index))
+        np.testing.assert_allclose(y, linear(x, w, bias, implementation=route.implementation), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(ratio, np.abs(x).max() / np.abs(x).mean(), rtol=1e-5)

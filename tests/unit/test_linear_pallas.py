@@ -10,6 +10,7 @@ import pytest
 from pallas_kernels.nvfp4_matmul.config import MOST_TOKENS
 from sixbit_jax.formats import QuantizedWeight, hadamard, quantize_int8, quantize_nvfp4
 from sixbit_jax.linear import pallas, reference, xla
+from sixbit_jax.linear.magnitude import outlier_ratio
 from sixbit_jax.linear.spec import LinearSpec, describe
 
 SPEC = LinearSpec(m=64, k=512, n=256, x="bfloat16", w="nvfp4", act="int8", platform="gpu")
@@ -92,6 +93,16 @@ def test_as_close_to_the_dense_product_as_xla(rng, name):
     assert ours.shape == oracle.shape
     assert ours.dtype == x.dtype
     assert error(ours) <= 1.1 * error(xla.run(x, w, bias, act)) + 1e-5
+
+
+@pytest.mark.parametrize("name", ["int8", "nvfp4, grouped", "rotated and smooth", "few tokens"])
+def test_it_measures_what_it_multiplies(rng, name):
+    """Sums of f32 in another order; what is measured is the input as it came, not smoothed."""
+    w, act = weights(rng)[name], None if name == "few tokens" else "int8"
+    x = jnp.asarray(rng.normal(size=(2, 9, 512)), jnp.bfloat16)
+    y, ratio = pallas.measure(x, w, None, act)
+    np.testing.assert_array_equal(y, pallas.run(x, w, None, act))
+    np.testing.assert_allclose(ratio, outlier_ratio(x), rtol=1e-5)
 
 
 def test_nvfp4_weights_are_expanded_by_our_kernel(rng):
