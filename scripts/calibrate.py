@@ -16,6 +16,12 @@ def parser() -> argparse.ArgumentParser:
     what = p.add_mutually_exclusive_group()
     what.add_argument("--tiny-world-prompts", type=int, default=8, help="so many captions of tiny-wan's training")
     what.add_argument("--prompts", type=Path, help="a .txt file, one prompt a line")
+    p.add_argument(
+        "--error",
+        choices=("velocity", "linear"),
+        default="velocity",
+        help="what to predict: a linear's error as far as it reaches the model's velocity, or as such (the paper)",
+    )
     p.add_argument("--target-bits", type=float, default=6.0, help="width of the activations on average")
     p.add_argument("--target-skip-rate", type=float, default=0.2, help="share of block executions to skip")
     p.add_argument("--tau-prompts", type=int, default=2, help="of the prompts, so many to choose tau on")

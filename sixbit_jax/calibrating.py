@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sixbit_jax import checkpoint, outputs, predictor, presets, recipes, route_errors
+from sixbit_jax import checkpoint, outputs, predictor, presets, recipes, route_errors, sensitivity
 from sixbit_jax.components import locate
 from sixbit_jax.errors import UserError
 from sixbit_jax.models.wan_config import GROUPS
@@ -26,6 +26,12 @@ from sixbit_jax.presets.preset import Preset, stored_weights
 from sixbit_jax.recipes import Recipe
 from sixbit_jax.route_errors import RouteError, Samples
 from sixbit_jax.trials import Found, Trials, bar, find_thresholds
+
+# What is predicted, by the name that `--error` has for it.
+PREDICTED = {
+    "linear": "Errors are those of a linear's own output.",
+    "velocity": "Errors are scaled to what they do to the model's velocity, layer by layer and group by group.",
+}
 
 
 def calibrate_command(args: argparse.Namespace) -> None:
@@ -45,16 +51,17 @@ def calibrate_command(args: argparse.Namespace) -> None:
     with bar("predictor", len(prompts)) as advance:
         samples = route_errors.collect(pipe, prompts, observer, report=lambda _: advance(), **settings)
     fitted = predictor.fit(samples.gamma, samples.error)
-    threshold = predictor.choose_threshold(fitted, samples.gamma, args.target_bits)
     del pipe  # its weights, before those of the quantized model come
+    trials = Trials.load(args.model, recipe, prompts[: args.tau_prompts], settings)
+    effect = None
+    if args.error == "velocity":
+        effect = measure_effect(trials, observer)
+        fitted = fitted.scaled(effect / samples.error[:, 1:].mean((0, 1, 2)))
+    threshold = predictor.choose_threshold(fitted, samples.gamma, args.target_bits)
     known = fitted.policy(threshold)
-    precision = recipe.precision
-    if isinstance(precision, PredictedPrecision):
+    if isinstance(recipe.precision, PredictedPrecision):
         tables = {name: getattr(known, name) for name in ("slope", "offset", "error_threshold")}
-        precision = dataclasses.replace(precision, **tables)
-    trials = Trials.load(
-        args.model, dataclasses.replace(recipe, precision=precision), prompts[: args.tau_prompts], settings
-    )
+        trials = trials.under(dataclasses.replace(recipe.precision, **tables))
     predicted = fitted.predict(samples.gamma[:, :-1])
     found = find_thresholds(trials, predicted, threshold, args.target_bits, args.target_skip_rate)
     facts = {
@@ -67,6 +74,8 @@ def calibrate_command(args: argparse.Namespace) -> None:
         "mean_bits_beside_cache": found.bits,
         "skip_rate": found.skip_rate,
         "groups": list(GROUPS),
+        "error": args.error,
+        "sensitivity": None if effect is None else effect.round(5).tolist(),
         "r2": fitted.r2.round(4).tolist(),
         "pooled_r2": fitted.pooled_r2.round(4).tolist(),
     }
@@ -75,6 +84,11 @@ def calibrate_command(args: argparse.Namespace) -> None:
     write_report(args.output, samples, fitted, preset)
     print((args.output / "predictor.md").read_text())
     print(f"{file}: {preset}")
+
+
+def measure_effect(trials: Trials, observer: RouteError) -> np.ndarray:
+    with bar("sensitivity", len(trials.prompts)) as advance:
+        return sensitivity.measure(trials.pipe, trials.prompts, observer.route, report=advance, **trials.settings)
 
 
 def low_route_error(recipe: Recipe) -> RouteError:
@@ -128,23 +142,26 @@ def _short(values: np.ndarray) -> np.ndarray:
 def to_markdown(fitted: Fit, preset: Preset) -> str:
     """A row a linear group, and what was run."""
     facts = preset.facts
+    effects = facts["sensitivity"] or np.full_like(fitted.r2, np.nan)
     lines = [
         "# Predictor",
         "",
         f"Error of `{facts['recipe']}`'s low route ({preset.low}) in the linears of {preset.model}, predicted from",
         f"their block's relative change a step before: {facts['prompts']} prompts, {preset.steps} steps.",
+        f"{PREDICTED[facts['error']]}",
         f"Threshold {preset.error_threshold:.4f} for {facts['mean_bits']:.2f} bits on average, "
         f"{preset.error_threshold_beside_cache:.4f} beside the cache for {facts['mean_bits_beside_cache']:.2f}, what "
         f"is skipped counting as none; tau {preset.tau:.4f} skips {facts['skip_rate']:.0%} of the blocks.",
         "",
-        "| linear group | R² of a layer: median | least | most | falling slopes | R² of one line for all layers |",
-        "|---|---|---|---|---|---|",
+        "| linear group | R² of a layer: median | least | most | falling slopes | R² of one line for all layers | "
+        "effect on the velocity: median |",
+        "|---|---|---|---|---|---|---|",
     ]
     for index, group in enumerate(GROUPS):
         r2, falling = fitted.r2[:, index], int((fitted.slope[:, index] < 0).sum())
         lines.append(
             f"| {group} | {np.median(r2):.2f} | {r2.min():.2f} | {r2.max():.2f} | {falling} of {len(r2)} | "
-            f"{fitted.pooled_r2[index]:.2f} |"
+            f"{fitted.pooled_r2[index]:.2f} | {np.median(np.asarray(effects)[:, index]):.2%} |"
         )
     return "\n".join(lines) + "\n"
 

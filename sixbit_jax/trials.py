@@ -41,6 +41,11 @@ class Trials:
         ready = dataclasses.replace(recipe, cache=dataclasses.replace(policy, tau=0.0))
         return cls(WanPipeline.load(model, ready), prompts, settings)
 
+    def under(self, precision: AbstractPrecisionPolicy) -> "Trials":
+        """The same model and prompts."""
+        recipe = dataclasses.replace(self.pipe.recipe, precision=precision)
+        return dataclasses.replace(self, pipe=WanPipeline(self.pipe.components, recipe))
+
     def run(self, advance: Callable[[], Any], **policies: Any) -> list[Trace]:
         """One run a prompt."""
         trial = WanPipeline(self.pipe.components, dataclasses.replace(self.pipe.recipe, **policies))

@@ -75,6 +75,7 @@ def test_the_report_and_the_preset_hold_the_fit(pipe, samples, tmp_path: Path):
     bits = predictor.mean_bits(fitted.policy(threshold), fitted, samples.gamma)
     assert abs(bits - 6.0) < 0.1
     facts = {"recipe": "6bit", "prompts": 2, "mean_bits": bits, "mean_bits_beside_cache": 6.0, "skip_rate": 0.5}
+    facts |= {"error": "linear", "sensitivity": None}
     found = Found(error_threshold=0.3, tau=0.2, bits=6.0, skip_rate=0.5, order=(1, 0))
     preset = make_preset(pipe.components.source, recipes.get("6bit"), fitted, threshold, found, STEPS, facts)
     write_preset(tmp_path / "preset.json", preset)
