@@ -44,7 +44,7 @@ def velocity(model, linear: str, attention: str, token_multiple: int = 256) -> t
 
 @pytest.mark.parametrize(("attention", "most"), [("cudnn", 0.02), ("int8", 0.03)])
 def test_our_kernels_make_the_velocity_that_xla_makes(model, record_property, attention, most):
-    """What differs with the same attention: bf16 between kernels tips codes of INT8, at worst by all of their error, 1 %
+    """What differs with the same attention: bf16 between kernels tips codes of INT8, at worst by their error, 1 %
     on either side. INT8 attention is off by 2 to 4 % in a part of each layer.
     """
     ours, ratios = velocity(model, "pallas", attention)
