@@ -24,6 +24,7 @@ from pallas_kernels.attention_int8.operands import (
     per_row,
     permute_values,
     positioned,
+    turned,
     wide_values,
 )
 from pallas_kernels.attention_int8.prologue_sm90 import Round, round_rows
@@ -33,13 +34,21 @@ QUERY_BLOCK = 256  # tokens a CTA: the most rows that registers hold
 
 
 def quantize(
-    q: Array, k: Array, v: Array, before: Before, *, valid_keys: int, pv: str, config: AttentionConfig
+    q: Array,
+    k: Array,
+    v: Array,
+    before: Before,
+    *,
+    valid_keys: int,
+    pv: str,
+    config: AttentionConfig,
+    rotate: bool = False,
 ) -> Operands:
     """As `operands.quantize`, of bf16."""
     batch, keys, heads, _ = k.shape
     tokens = ceil_div(keys, config.block_kv) * config.block_kv
     angles = None if before.rope is None else interleaved(*before.rope)
-    kept = dict(normed=before.q_norm is not None, rotated=angles is not None)
+    kept = dict(normed=before.q_norm is not None, rotated=angles is not None, turned=rotate)
     queries = q.shape[1] + -q.shape[1] % 8
     q_round = Round(queries, QUERY_BLOCK, queries, shared=False, **kept)
     k_round = Round(tokens, config.block_kv, valid_keys, shared=True, centred=True, **kept)
@@ -111,13 +120,15 @@ def emulate_rows(x: Array, vectors: Array | None, inverse: Array | None, angles:
         y = jnp.stack([a * cosine - b * sine, b * cosine + a * sine], axis=-1).reshape(y.shape)
     if plan.centred:
         y = y - vectors[:, None, :, 1]
+    if plan.turned:
+        y = turned(y)
     if plan.shared:
         y = existing(y, plan.valid)
     y = jnp.moveaxis(pad_tokens(y, plan.blocks * plan.block), 2, 1).reshape(-1, plan.blocks, plan.block, HEAD)
     amax = jnp.abs(y).max((2, 3) if plan.shared else 3, keepdims=True)
     amax = jnp.maximum(jnp.broadcast_to(amax, (*y.shape[:3], 1)), prologue_sm90.SMALLEST)
     codes = jnp.round(y * (127.0 / amax)).astype(jnp.int8)
-    scale = jnp.pad(amax[..., 0], ((0, 0), (0, 0), (0, plan.tiles * ROWS - plan.block))) * (1 / 127)
+    scale = jnp.pad(amax[..., 0], ((0, 0), (0, 0), (0, plan.tiles * ROWS - plan.block))) * plan.unit
     codes = codes.reshape(y.shape[0], -1, HEAD)[:, : plan.tokens]
     return codes, scale.reshape(*scale.shape[:2], plan.tiles, ROWS)
 
