@@ -142,8 +142,6 @@ def _check(q: Array, k: Array, v: Array, valid_keys: int | None, config: Attenti
 
 def _check_before(q: Array, k: Array, before: Before) -> None:
     width = q.shape[2] * HEAD
-    if (before.q_norm is None) != (before.k_norm is None):
-        raise ValueError(f"{OP}: before has one of q_norm and k_norm, expected both or neither")
     for name, vector in (("q_norm", before.q_norm), ("k_norm", before.k_norm)):
         if vector is not None:
             checks.check_array(OP, f"before.{name}", vector, jnp.float32)

@@ -48,10 +48,11 @@ def quantize(
     batch, keys, heads, _ = k.shape
     tokens = ceil_div(keys, config.block_kv) * config.block_kv
     angles = None if before.rope is None else interleaved(*before.rope)
-    kept = dict(normed=before.q_norm is not None, rotated=angles is not None, turned=rotate)
+    kept = dict(rotated=angles is not None, turned=rotate)
     queries = q.shape[1] + -q.shape[1] % 8
-    q_round = Round(queries, QUERY_BLOCK, queries, shared=False, **kept)
-    k_round = Round(tokens, config.block_kv, valid_keys, shared=True, centred=True, **kept)
+    q_round = Round(queries, QUERY_BLOCK, queries, shared=False, normed=before.q_norm is not None, **kept)
+    k_normed = before.k_norm is not None
+    k_round = Round(tokens, config.block_kv, valid_keys, shared=True, centred=True, normed=k_normed, **kept)
     # The mean without its rounding to bf16, as the kernel subtracts it from what has not been rounded either.
     mean = existing(positioned(k, before.k_norm, before), valid_keys).sum(1) / valid_keys
     q8, q_scale = _rows(q, _vectors(before.q_norm, None, heads, batch), before, angles, q_round)

@@ -178,7 +178,6 @@ def test_interpreted_transposing_matches_its_emulation_without_races(rng, regist
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        (dict(before=Before(q_norm=jnp.ones(256))), "one of q_norm and k_norm"),
         (dict(before=Before(jnp.ones(128), jnp.ones(128))), "before.q_norm has shape"),
         (dict(before=Before(jnp.ones(256), jnp.ones(256).at[0].set(jnp.nan))), "before.k_norm holds"),
         (dict(before=Before(rope=(jnp.ones((3, 128)), jnp.ones((4, 128))))), "before.rope has shape"),
