@@ -205,11 +205,18 @@ def test_fused_prologue(rng, has_before, rotate):
 
 
 @pytest.mark.parametrize("rotate", [False, True])
-def test_attention_with_its_fused_prologue(rng, record_property, rotate):
+@pytest.mark.parametrize("parts", ["nothing", "norm of queries", "norms and rope"])
+def test_attention_with_its_fused_prologue(rng, record_property, rotate, parts):
     q, k, v = random(rng, 1001, 1900)
-    run = functools.partial(attention_int8, valid_keys=1837, pv="bf16", rotate=rotate)
+    before = Before()
+    if parts != "nothing":
+        *same, before = attention_prologue.random_operands(attention_prologue.Case("", 3, 1900))
+        before = before if parts == "norms and rope" else Before(before.q_norm)
+        q, k, v = same if parts == "norms and rope" else (q, k, v)
+    run = functools.partial(attention_int8, valid_keys=1837, before=before, pv="bf16", rotate=rotate)
     plain, fused = (jax.jit(functools.partial(run, prologue=prologue))(q, k, v) for prologue in ("xla", "fused"))
-    # A code in a few hundred is one step off: far below the roundings themselves.
+    # A code in a few hundred is one step off, with angles in f16 three in a hundred. The roundings themselves, as large
+    # in both, are 0.02 there.
     found = float(error(fused, plain))
     record_property("error", round(found, 5))
-    assert found < 0.004, f"error {found:.5f}"
+    assert found < (0.015 if parts == "norms and rope" else 0.004), f"error {found:.5f}"
