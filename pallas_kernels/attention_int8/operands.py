@@ -140,8 +140,12 @@ def positioned(x: Array, norm: Array | None, before: Before) -> Array:
     if before.rope is None:
         return y
     cos, sin = (table[None, :, None] for table in before.rope)
-    swapped = jnp.flip(y.reshape(*y.shape[:-1], -1, 2), axis=-1).reshape(y.shape)
-    return y * cos + swapped * sin
+    return y * cos + swapped(y) * sin
+
+
+def swapped(x: Array) -> Array:
+    """The two of every pair of columns."""
+    return jnp.flip(x.reshape(*x.shape[:-1], -1, 2), axis=-1).reshape(x.shape)
 
 
 def inverse_norm(x: Array, eps: Any) -> Array:

@@ -23,7 +23,7 @@ from pallas_kernels.attention_int8.operands import (
     pad_tokens,
     per_row,
     permute_values,
-    positioned,
+    swapped,
     turned,
     wide_values,
 )
@@ -54,7 +54,7 @@ def quantize(
     k_normed = before.k_norm is not None
     k_round = Round(tokens, config.block_kv, valid_keys, shared=True, centred=True, normed=k_normed, **kept)
     # The mean without its rounding to bf16, as the kernel subtracts it from what has not been rounded either.
-    mean = existing(positioned(k, before.k_norm, before), valid_keys).sum(1) / valid_keys
+    mean = _mean_key(k, before, valid_keys)
     q8, q_scale = _rows(q, _vectors(before.q_norm, None, heads, batch), before, angles, q_round)
     k8, k_scale = _rows(k, _vectors(before.k_norm, mean, heads, batch), before, angles, k_round)
     if pv == "e4m3":
@@ -68,6 +68,23 @@ def quantize(
     if pv == "e4m3":
         v_mean = missing_mean(v8, v_mean, v_scale, valid_keys)
     return Operands(q8, q_scale, k8, k_scale[:, :, 0, 0], v8, v_scale, v_mean)
+
+
+def _mean_key(k: Array, before: Before, valid: int) -> Array:
+    """(b, a, 128): of the first `valid` keys, normed and rotated.
+
+    Pairs are swapped in the sums, not in the keys: XLA then reads the keys once and writes none.
+    """
+    batch, _, heads, _ = k.shape
+    y = k.reshape(*k.shape[:2], -1)[:, :valid].astype(jnp.float32)
+    if before.k_norm is not None:
+        y = y * inverse_norm(k, before.eps)[:, :valid, None]
+    factors = 1.0 if before.k_norm is None else before.k_norm[None]
+    if before.rope is None:
+        return (y.sum(1) * factors / valid).reshape(batch, heads, HEAD)
+    cos, sin = (jnp.tile(table[None, :valid], (1, 1, heads)) for table in before.rope)
+    straight, crossed = ((y * table).sum(1) * factors for table in (cos, swapped(sin)))
+    return ((straight + swapped(crossed)) / valid).reshape(batch, heads, HEAD)
 
 
 def interleaved(cos: Array, sin: Array) -> Array:
