@@ -81,7 +81,7 @@ def measure(case: Case, ceilings: Ceilings) -> dict[str, Any]:
     kernel = jax.jit(functools.partial(run_kernel, case, config=config))
     whole = jax.jit(functools.partial(run_whole, case, config=config))
     fused = jax.jit(functools.partial(run_whole, case, config=config, prologue="fused"))
-    rotated = jax.jit(functools.partial(run_whole, case, config=config, rotate=True))
+    rotated = jax.jit(functools.partial(run_whole, case, config=config, prologue="fused", rotate=True))
     others = {"with fused prologue": lambda: fused(q, k, v), "rotated, with prologue": lambda: rotated(q, k, v)}
     others = others if case.variant != "bf16" else {}
     ours = {"ours": lambda: kernel(*prepared), "with prologue": lambda: whole(q, k, v)}

@@ -43,7 +43,7 @@ def attention_int8(
     `before` is an RMS norm and a rotation of queries and keys, both optional. `prologue` says who quantizes: "xla", or
     "fused" for our own kernels, one pass over each of q, k and v.
 
-    `rotate` rounds Q and K after a Hadamard rotation, for channels that are far larger than others: `operands.rotated`.
+    `rotate` rounds Q and K after a Hadamard rotation, which is for channels that are far larger than others.
 
     "e4m3" is fastest and rounds V to three mantissa bits; over thousands of keys its sums need `config.promote`, see
     `fp8_sums`. "f16" and "bf16" keep V. "f16" takes exp2 by a parabola in packed arithmetic, "bf16" by the special
@@ -61,12 +61,8 @@ def attention_int8(
             raise ValueError(f'{OP}: {name} is "{value}", expected one of {tuple(allowed)}')
     if prologue == "fused":
         checks.check_array(OP, 'q (for prologue="fused")', q, jnp.bfloat16)
-    quantize = functools.partial(PROLOGUES[prologue], valid_keys=valid_keys, pv=pv)
-    left, right, still_before = q, k, before
-    if rotate:
-        (left, right), still_before = operands.rotated(q, k, before, valid_keys), NOTHING
-    out, lse = _run(left, right, v, still_before, valid_keys, ("s8", pv), quantize, return_lse, config)
-    out = out.astype(q.dtype)
+    quantize = functools.partial(PROLOGUES[prologue], valid_keys=valid_keys, pv=pv, rotate=rotate)
+    out, lse = _run(q, k, v, before, valid_keys, ("s8", pv), quantize, return_lse, config)
     if not return_lse:
         return out
     # The kernel saw scores without those of the mean key.
@@ -146,8 +142,6 @@ def _check(q: Array, k: Array, v: Array, valid_keys: int | None, config: Attenti
 
 def _check_before(q: Array, k: Array, before: Before) -> None:
     width = q.shape[2] * HEAD
-    if (before.q_norm is None) != (before.k_norm is None):
-        raise ValueError(f"{OP}: before has one of q_norm and k_norm, expected both or neither")
     for name, vector in (("q_norm", before.q_norm), ("k_norm", before.k_norm)):
         if vector is not None:
             checks.check_array(OP, f"before.{name}", vector, jnp.float32)

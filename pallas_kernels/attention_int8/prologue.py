@@ -23,7 +23,8 @@ from pallas_kernels.attention_int8.operands import (
     pad_tokens,
     per_row,
     permute_values,
-    positioned,
+    swapped,
+    turned,
     wide_values,
 )
 from pallas_kernels.attention_int8.prologue_sm90 import Round, round_rows
@@ -33,18 +34,27 @@ QUERY_BLOCK = 256  # tokens a CTA: the most rows that registers hold
 
 
 def quantize(
-    q: Array, k: Array, v: Array, before: Before, *, valid_keys: int, pv: str, config: AttentionConfig
+    q: Array,
+    k: Array,
+    v: Array,
+    before: Before,
+    *,
+    valid_keys: int,
+    pv: str,
+    config: AttentionConfig,
+    rotate: bool = False,
 ) -> Operands:
     """As `operands.quantize`, of bf16."""
     batch, keys, heads, _ = k.shape
     tokens = ceil_div(keys, config.block_kv) * config.block_kv
     angles = None if before.rope is None else interleaved(*before.rope)
-    kept = dict(normed=before.q_norm is not None, rotated=angles is not None)
+    kept = dict(rotated=angles is not None, turned=rotate)
     queries = q.shape[1] + -q.shape[1] % 8
-    q_round = Round(queries, QUERY_BLOCK, queries, shared=False, **kept)
-    k_round = Round(tokens, config.block_kv, valid_keys, shared=True, centred=True, **kept)
+    q_round = Round(queries, QUERY_BLOCK, queries, shared=False, normed=before.q_norm is not None, **kept)
+    k_normed = before.k_norm is not None
+    k_round = Round(tokens, config.block_kv, valid_keys, shared=True, centred=True, normed=k_normed, **kept)
     # The mean without its rounding to bf16, as the kernel subtracts it from what has not been rounded either.
-    mean = existing(positioned(k, before.k_norm, before), valid_keys).sum(1) / valid_keys
+    mean = _mean_key(k, before, valid_keys)
     q8, q_scale = _rows(q, _vectors(before.q_norm, None, heads, batch), before, angles, q_round)
     k8, k_scale = _rows(k, _vectors(before.k_norm, mean, heads, batch), before, angles, k_round)
     if pv == "e4m3":
@@ -58,6 +68,23 @@ def quantize(
     if pv == "e4m3":
         v_mean = missing_mean(v8, v_mean, v_scale, valid_keys)
     return Operands(q8, q_scale, k8, k_scale[:, :, 0, 0], v8, v_scale, v_mean)
+
+
+def _mean_key(k: Array, before: Before, valid: int) -> Array:
+    """(b, a, 128): of the first `valid` keys, normed and rotated.
+
+    Pairs are swapped in the sums, not in the keys: XLA then reads the keys once and writes none.
+    """
+    batch, _, heads, _ = k.shape
+    y = k.reshape(*k.shape[:2], -1)[:, :valid].astype(jnp.float32)
+    if before.k_norm is not None:
+        y = y * inverse_norm(k, before.eps)[:, :valid, None]
+    factors = 1.0 if before.k_norm is None else before.k_norm[None]
+    if before.rope is None:
+        return (y.sum(1) * factors / valid).reshape(batch, heads, HEAD)
+    cos, sin = (jnp.tile(table[None, :valid], (1, 1, heads)) for table in before.rope)
+    straight, crossed = ((y * table).sum(1) * factors for table in (cos, swapped(sin)))
+    return ((straight + swapped(crossed)) / valid).reshape(batch, heads, HEAD)
 
 
 def interleaved(cos: Array, sin: Array) -> Array:
@@ -111,13 +138,15 @@ def emulate_rows(x: Array, vectors: Array | None, inverse: Array | None, angles:
         y = jnp.stack([a * cosine - b * sine, b * cosine + a * sine], axis=-1).reshape(y.shape)
     if plan.centred:
         y = y - vectors[:, None, :, 1]
+    if plan.turned:
+        y = turned(y)
     if plan.shared:
         y = existing(y, plan.valid)
     y = jnp.moveaxis(pad_tokens(y, plan.blocks * plan.block), 2, 1).reshape(-1, plan.blocks, plan.block, HEAD)
     amax = jnp.abs(y).max((2, 3) if plan.shared else 3, keepdims=True)
     amax = jnp.maximum(jnp.broadcast_to(amax, (*y.shape[:3], 1)), prologue_sm90.SMALLEST)
     codes = jnp.round(y * (127.0 / amax)).astype(jnp.int8)
-    scale = jnp.pad(amax[..., 0], ((0, 0), (0, 0), (0, plan.tiles * ROWS - plan.block))) * (1 / 127)
+    scale = jnp.pad(amax[..., 0], ((0, 0), (0, 0), (0, plan.tiles * ROWS - plan.block))) * plan.unit
     codes = codes.reshape(y.shape[0], -1, HEAD)[:, : plan.tokens]
     return codes, scale.reshape(*scale.shape[:2], plan.tiles, ROWS)
 

@@ -15,20 +15,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.experimental import pallas as pl
-from jax.experimental.mosaic.gpu import fragmented_array as fa
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, vector
 
-from pallas_kernels import ptx
-from pallas_kernels.attention_int8.numbers import GROUP, HEAD, ONES, ROWS
+from pallas_kernels.attention_int8.numbers import HEAD, ONES, ROWS
+from pallas_kernels.attention_int8.prologue_registers import (
+    BY_COLUMN,
+    BY_ROW,
+    e4m3_in_fours,
+    largest_of_warp,
+    rotate_pairs,
+    turn_rows,
+)
 from pallas_kernels.mosaic import ceil_div, launch_grid, load, swizzled
 from pallas_kernels.quantize_rows.spec import rounded_to_codes
 
-BY_ROW, BY_COLUMN = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
 TILE = (ROWS, HEAD)
 WARP_ROWS = 16
 SMALLEST = 1e-12  # the largest magnitude of zeros, for their scale
@@ -65,6 +67,7 @@ class Round:
     normed: bool = False
     centred: bool = False
     rotated: bool = False
+    turned: bool = False  # by Hadamard-128
 
     @property
     def blocks(self) -> int:
@@ -73,6 +76,11 @@ class Round:
     @property
     def tiles(self) -> int:
         return ceil_div(self.block, ROWS)
+
+    @property
+    def unit(self) -> float:
+        """Of the scales: turned values lack the factor that makes the rotation orthonormal."""
+        return (HEAD**-0.5 if self.turned else 1.0) / 127
 
     def __call__(self, x_gmem, *rest, heads: int) -> None:
         *inputs, codes_gmem, scale_gmem = rest
@@ -142,7 +150,7 @@ class Round:
             amax = jnp.maximum(amax, SMALLEST)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             mine["codes_smem"][...] = rounded_to_codes(x * lax.broadcast_in_dim(127.0 / amax, TILE, (0,)))
-            mine["scale_smem"][...] = amax * (1 / 127)
+            mine["scale_smem"][...] = amax * self.unit
             plgpu.commit_smem()
             head = batch * heads + first_head + i
             self._store(codes_gmem.at[head], wg, block, mine["codes_smem"])
@@ -164,6 +172,8 @@ class Round:
             x = rotate_pairs(x, load(mine["angles_smem"], plgpu.Layout.WGMMA).astype(jnp.float32))
         if self.centred:
             x = x - vector_of(1)
+        if self.turned:
+            x = turn_rows(x)
         if not self.shared:
             return x
         # Rows beyond the last key, and beyond the block where its last tile is not full.
@@ -284,73 +294,3 @@ class Transpose:
             plgpu.copy_smem_to_gmem(scratch["ones_smem"], out_gmem.at[pl.ds(HEAD, ONES), span])
 
         plgpu.wait_smem_to_gmem(0)
-
-
-# On a thread's own registers.
-
-
-def rotate_pairs(x: Array, angles: Array) -> Array:
-    """Columns 2c and 2c + 1 by the angle whose cosine and sine stand in these columns of `angles`."""
-
-    @plgpu.inline_mgpu(
-        arg_types=(plgpu.Layout.WGMMA, plgpu.Layout.WGMMA),
-        return_type=plgpu.ShapeDtypeStruct(x.shape, jnp.float32, layout=plgpu.Layout.WGMMA),
-    )
-    def inner(_, x, angles):
-        out = np.empty_like(x.registers)
-        for index in np.ndindex(out.shape):
-            (a, b), (cosine, sine) = (_elements(array.registers[index]) for array in (x, angles))
-            first = arith.subf(arith.mulf(a, cosine), arith.mulf(b, sine))
-            second = arith.addf(arith.mulf(b, cosine), arith.mulf(a, sine))
-            out[index] = vector.from_elements(x.registers[index].type, [first, second])
-        return fa.FragmentedArray(_registers=out, _layout=x.layout, _is_signed=None)
-
-    return inner(x, angles)
-
-
-def largest_of_warp(rows: Array) -> Array:
-    """Of 16 rows, in each of them."""
-
-    @plgpu.inline_mgpu(arg_types=(BY_ROW,), return_type=plgpu.ShapeDtypeStruct(rows.shape, jnp.float32, layout=BY_ROW))
-    def inner(_, rows):
-        larger = lambda x, y: ptx.maximum(x, y, "f")
-        top = functools.reduce(larger, [_elements(register)[0] for register in rows.registers.flat])
-        top = ptx.across_lanes(top, "f", larger, (4, 8, 16))
-        out = np.empty_like(rows.registers)
-        for index in np.ndindex(out.shape):
-            out[index] = vector.from_elements(rows.registers[index].type, [top])
-        return fa.FragmentedArray(_registers=out, _layout=rows.layout, _is_signed=None)
-
-    return inner(rows)
-
-
-def e4m3_in_fours(x: Array) -> Array:
-    """f32 to e4m3 bits in s8; columns 8e + 2c + j of every 16 go to 4c + 2e + j, which is a renaming of registers."""
-    columns = x.shape[1]
-
-    @plgpu.inline_mgpu(
-        arg_types=(plgpu.Layout.WGMMA,),
-        return_type=plgpu.ShapeDtypeStruct(x.shape, jnp.int8, layout=plgpu.Layout.WGMMA_8BIT),
-    )
-    def inner(_, x):
-        pairs = x.registers.reshape(columns // 8, 2)  # per eight columns, per half of the rows
-        layout = fa.WGMMA_LAYOUT_8BIT
-        out = np.empty((columns // GROUP, 2), dtype=object)
-        four = ir.VectorType.get((4,), ir.IntegerType.get_signless(8))
-        for group, half in np.ndindex(out.shape):
-            values = [e for tile in (2 * group, 2 * group + 1) for e in _elements(pairs[tile, half])]
-            out[group, half] = vector.bitcast(four, _word(ptx.to_e4m3(values)))
-        shape = layout.registers_shape((ROWS, columns))
-        return fa.FragmentedArray(_registers=out.reshape(shape), _layout=layout, _is_signed=True)
-
-    return inner(x)
-
-
-def _elements(v: ir.Value) -> list[ir.Value]:
-    position = lambda i: ir.DenseI64ArrayAttr.get([i])
-    count = ir.VectorType(v.type).shape[0]
-    return [vector.extract(v, dynamic_position=[], static_position=position(i)) for i in range(count)]
-
-
-def _word(x: ir.Value) -> ir.Value:
-    return vector.from_elements(ir.VectorType.get((1,), x.type), [x])

@@ -4,13 +4,14 @@ Tokens come before heads, as the projections leave them: `(b, q, a, c)`; no mask
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sixbit_jax.attention import cudnn, pallas, reference, xla
+from sixbit_jax.attention.before import NOTHING, Before, prepared
 from sixbit_jax.dispatch import Choice, Implementation, choose
 
 
@@ -28,11 +29,16 @@ class AttentionSpec:
     platform: str
 
 
+def _of_prepared(run: Callable[..., Array]) -> Callable[..., Array]:
+    """An implementation that takes queries and keys finished, as one that takes `before`."""
+    return lambda q, k, v, valid_keys, before: run(*prepared(q, k, before), v, valid_keys)
+
+
 # In order of preference. The oracle supports everything, so what follows it runs only when named.
 _IMPLEMENTATIONS = {
-    "cudnn": Implementation(cudnn.supports, cudnn.run),
-    "xla": Implementation(xla.supports, xla.run),
-    "reference": Implementation(reference.supports, reference.run),
+    "cudnn": Implementation(cudnn.supports, _of_prepared(cudnn.run)),
+    "xla": Implementation(xla.supports, _of_prepared(xla.run)),
+    "reference": Implementation(reference.supports, _of_prepared(reference.run)),
     "int8": Implementation(pallas.supports, pallas.run),
     "int8_pv16": Implementation(pallas.supports, pallas.run_pv16),
 }
@@ -53,9 +59,12 @@ def attention(
     v: Float[Array, "b k a c"],
     *,
     valid_keys: int | None = None,
+    before: Before = NOTHING,
     implementation: str | Sequence[str] | None = None,
 ) -> Float[Array, "b q a c"]:
     """Full attention with scale `c**-0.5` and an f32 softmax; keys from `valid_keys` on are padding and never seen.
+
+    Queries and keys are normed and rotated first as `before` says: INT8 attention does it where it rounds them.
 
     `implementation` names one that must run or raise, or several of which the first that can runs; `None` takes the
     fastest exact one that supports the case (see `explain`).
@@ -69,7 +78,7 @@ def attention(
     if not 0 < valid_keys <= k.shape[1]:
         raise ValueError(f"attention: valid_keys={valid_keys} is not within 1..{k.shape[1]}")
     choice = choose("attention", _IMPLEMENTATIONS, _spec(q, k, valid_keys), implementation)
-    return _IMPLEMENTATIONS[choice.name].run(q, k, v, valid_keys)
+    return _IMPLEMENTATIONS[choice.name].run(q, k, v, valid_keys, before)
 
 
 def explain(

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sixbit_jax.attention.before import Before
+
 if TYPE_CHECKING:
     from sixbit_jax.attention.api import AttentionSpec
 
@@ -31,24 +33,39 @@ def supports(spec: "AttentionSpec") -> str | None:
 
 
 def run(
-    q: Float[Array, "b q a c"], k: Float[Array, "b k a c"], v: Float[Array, "b k a c"], valid_keys: int
+    q: Float[Array, "b q a c"],
+    k: Float[Array, "b k a c"],
+    v: Float[Array, "b k a c"],
+    valid_keys: int,
+    before: Before,
 ) -> Float[Array, "b q a c"]:
     """V and the weights in e4m3, but 16 bits where keys are few."""
-    return _run(q, k, v, valid_keys, "bf16" if valid_keys <= FEW_KEYS else "e4m3")
+    return _run(q, k, v, valid_keys, before, "bf16" if valid_keys <= FEW_KEYS else "e4m3")
 
 
 def run_pv16(
-    q: Float[Array, "b q a c"], k: Float[Array, "b k a c"], v: Float[Array, "b k a c"], valid_keys: int
+    q: Float[Array, "b q a c"],
+    k: Float[Array, "b k a c"],
+    v: Float[Array, "b k a c"],
+    valid_keys: int,
+    before: Before,
 ) -> Float[Array, "b q a c"]:
-    return _run(q, k, v, valid_keys, "bf16")
+    return _run(q, k, v, valid_keys, before, "bf16")
 
 
 def _run(
-    q: Float[Array, "b q a c"], k: Float[Array, "b k a c"], v: Float[Array, "b k a c"], valid_keys: int, pv: str
+    q: Float[Array, "b q a c"],
+    k: Float[Array, "b k a c"],
+    v: Float[Array, "b k a c"],
+    valid_keys: int,
+    before: Before,
+    pv: str,
 ) -> Float[Array, "b q a c"]:
     # Here, not above: Mosaic GPU takes most of a second to import.
-    from pallas_kernels.attention_int8 import attention_int8
+    from pallas_kernels import attention_int8 as kernel
 
     # The fused prologue is one pass over each of q, k and v, and knows bf16.
     prologue = "fused" if q.dtype == k.dtype == v.dtype == jnp.bfloat16 else "xla"
-    return attention_int8(q, k, v, valid_keys=valid_keys, pv=pv, prologue=prologue, rotate=ROTATE)
+    q_norm, k_norm = (None if x is None else x.astype(jnp.float32) for x in (before.q_norm, before.k_norm))
+    first = kernel.Before(q_norm, k_norm, before.rope, before.eps)
+    return kernel.attention_int8(q, k, v, valid_keys=valid_keys, before=first, pv=pv, prologue=prologue, rotate=ROTATE)

@@ -19,16 +19,16 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from sixbit_jax.attention import attention
+from sixbit_jax.attention import Before, attention
 from sixbit_jax.linear import linear, routed_linear
 from sixbit_jax.models.activations import gelu_tanh
 from sixbit_jax.models.norms import layer_norm, modulate, rms_norm
-from sixbit_jax.models.rope import rope_table, rotate
+from sixbit_jax.models.rope import rope_table
 from sixbit_jax.models.wan_config import GROUPS, WanConfig
 from sixbit_jax.routes import Route
 from sixbit_jax.shapes import Params
 
-# (q, k, v) -> what the queries gather
+# (q, k, v, before=…) -> what the queries gather
 Attend: TypeAlias = Callable[..., Array]
 # (group, x, the linear's parameters) -> what to note of a linear group's input
 Observe: TypeAlias = Callable[[str, Array, Params], Any]
@@ -200,10 +200,9 @@ def self_attention(
     project: Callable[[str, Array, Params], Array],
     attend: Attend,
 ) -> Float[Array, "b s d"]:
-    q, k, v = jnp.split(project("self_qkv", x, p["qkv"]), 3, axis=-1)
-    q = rotate(_heads(rms_norm(q, config.eps, **p["norm_q"]), config), *rope).astype(x.dtype)
-    k = rotate(_heads(rms_norm(k, config.eps, **p["norm_k"]), config), *rope).astype(x.dtype)
-    out = attend(q, k, _heads(v, config), valid_keys=tokens)
+    q, k, v = (_heads(y, config) for y in jnp.split(project("self_qkv", x, p["qkv"]), 3, axis=-1))
+    before = Before(p["norm_q"]["scale"], p["norm_k"]["scale"], rope, config.eps)
+    out = attend(q, k, v, valid_keys=tokens, before=before)
     return project("self_out", out.reshape(x.shape), p["out"])
 
 
@@ -216,7 +215,8 @@ def cross_attention(
     attend: Attend,
 ) -> Float[Array, "b s d"]:
     """Every prompt row is seen, the zero rows of a short prompt too: the reference has no mask here."""
-    q = _heads(rms_norm(project("cross_q", x, p["q"]), config.eps, **p["norm_q"]).astype(x.dtype), config)
+    q = _heads(project("cross_q", x, p["q"]), config)
+    attend = functools.partial(attend, before=Before(p["norm_q"]["scale"], eps=config.eps))
     out = attend(q, context.k, context.v)
     if context.image_k is not None:
         out = out + attend(q, context.image_k, context.image_v)

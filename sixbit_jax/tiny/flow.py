@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from sixbit_jax.attention.before import NOTHING, Before, prepared
 from sixbit_jax.models import umt5, wan, wan_modules
 from sixbit_jax.models.wan_config import TEXT_TOKENS, TRAIN_TIMESTEPS
 from sixbit_jax.shapes import Params
@@ -130,12 +131,13 @@ def as_sampled(context: wan.Context) -> wan.Context:
 
 
 def attend_captions(
-    q: Float[Array, "b q a c"], k: Float[Array, "b p a c"], v: Float[Array, "b p a c"]
+    q: Float[Array, "b q a c"], k: Float[Array, "b p a c"], v: Float[Array, "b p a c"], before: Before = NOTHING
 ) -> Float[Array, "b q a c"]:
     """Attention to a context of `read_captions` as to one of `as_sampled`: the last row counts for all zero rows.
 
     Nine of ten rows are zero rows. Attending to each of them was a seventh of a training step.
     """
+    q, k = prepared(q, k, before)
     rows = k.shape[1]
     copies = jnp.where(jnp.arange(rows) < rows - 1, 1.0, TEXT_TOKENS - rows + 1)
     scores = jnp.einsum("bqac,bpac->baqp", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5

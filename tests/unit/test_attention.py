@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sixbit_jax.attention import attention, explain, xla
+from sixbit_jax.attention import Before, attention, explain, xla
 from sixbit_jax.dispatch import UnsupportedError
+from sixbit_jax.models.norms import rms_norm
+from sixbit_jax.models.rope import rope_table, rotate
 
 
 def operands(rng, queries=9, keys=13, dtype=jnp.float32):
@@ -59,6 +61,27 @@ def test_cudnn_says_why_it_does_not_run_here(rng):
         with pytest.raises(UnsupportedError, match="needs an NVIDIA GPU"):
             attention(q, k, v, implementation="cudnn")
     assert explain(q, k).rejected[0][0] == "cudnn"
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("xla", "float32"), ("int8", "float32"), ("int8", "bfloat16")])
+@pytest.mark.parametrize("parts", ["q_norm", "norms", "norms and rope"])
+def test_queries_and_keys_are_normed_and_rotated_first(rng, name, dtype, parts):
+    q, k, v = (jnp.asarray(rng.standard_normal((1, 60, 2, 128)), dtype) for _ in range(3))
+    factors = [jnp.asarray(rng.uniform(0.5, 2, 256), jnp.float32) for _ in range(2)]
+    tables = tuple(jnp.asarray(np.pad(table, ((0, 3), (0, 0)))) for table in rope_table((3, 1, 19), 128))
+    before = {
+        "q_norm": Before(factors[0]),
+        "norms": Before(*factors),
+        "norms and rope": Before(*factors, tables),
+    }[parts]
+    out = attention(q, k, v, valid_keys=57, before=before, implementation=name)
+    normed = lambda x, factor: rms_norm(x.reshape(1, 60, 256), 1e-6, factor).reshape(x.shape)
+    q, k = normed(q, factors[0]), k if parts == "q_norm" else normed(k, factors[1])
+    if before.rope is not None:
+        q, k = rotate(q, *tables), rotate(k, *tables)
+    expected = attention(q.astype(dtype), k.astype(dtype), v, valid_keys=57, implementation="reference")
+    out, expected = (np.asarray(x[:, :57], np.float64) for x in (out, expected))
+    assert np.linalg.norm(out - expected) < (0.016 if name == "int8" else 1e-6) * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize(("name", "bound"), [("int8", 0.044), ("int8_pv16", 0.014)])

@@ -10,6 +10,7 @@ from attention_error_model import predicted_error
 
 from pallas_kernels.attention_int8 import attention_int8
 from pallas_kernels.quantize_rows.spec import signs
+from sixbit_jax.attention import prepared
 from sixbit_jax.attention.reference import attend
 from sixbit_jax.models import wan
 from sixbit_jax.pipeline import WanPipeline
@@ -26,7 +27,8 @@ def seen():
     def record(q, k, v):
         operands.append(tuple(np.array(x) for x in (q, k, v)))
 
-    def attention(q, k, v, *, valid_keys=None, implementation=None):
+    def attention(q, k, v, *, valid_keys=None, before, implementation=None):
+        q, k = prepared(q, k, before)
         valid_keys = k.shape[1] if valid_keys is None else valid_keys
         jax.debug.callback(record, q, k[:, :valid_keys], v[:, :valid_keys], ordered=True)
         return attend(q, k, v, valid_keys)

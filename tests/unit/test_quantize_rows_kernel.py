@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from lane_products import product_of_lanes
 
 from benchmarks.kernels import quantize_rows as benchmark
 from pallas_kernels.quantize_rows import QuantizeRowsConfig, nvfp4_sm90, quantize_rows, registers, warps_sm90
@@ -125,18 +126,6 @@ def test_block_scales_come_back_in_order(config):
     expected = (np.arange(24)[:, None] * 7 + np.arange(1152 // 16)) % 126
     by_row = nvfp4_sm90.by_row(jnp.asarray(label, jnp.int8), kernel, 24)
     np.testing.assert_array_equal(np.asarray(by_row).view(np.int8), expected)
-
-
-def product_of_lanes(words, q, half):
-    """What m16n8k16 products with eight columns of Sylvester's matrix of 16 leave in 32 lanes; pairs are (32, 2)."""
-    lane = np.arange(32)
-    rows = np.zeros((16, 16))
-    for left, sign in zip(words, np.sign(sylvester(4)[q]), strict=True):
-        for i, pair in enumerate(left):
-            for j in range(2):
-                rows[lane // 4 + 8 * (i % 2), 2 * (lane % 4) + j + 8 * (i // 2)] += sign * pair[:, j]
-    sums = rows @ (4 * sylvester(16))[:, 8 * half : 8 * half + 8]
-    return [sums[lane // 4 + 8 * (i // 2), 2 * (lane % 4) + i % 2] for i in range(4)]
 
 
 def straight_order(x):
