@@ -26,12 +26,12 @@ class QuantizeRowsConfig:
 
 def choose_config(k: int, spec: Any, kind: str) -> QuantizeRowsConfig:
     """Tuned if this width was measured on this kind of device, else by rule."""
-    return lookup(TABLE, kind, case_name(k, spec), QuantizeRowsConfig) or _by_rule(k)
+    return lookup(TABLE, kind, case_name(k, spec), QuantizeRowsConfig) or _by_rule(k, spec)
 
 
 def case_name(k: int, spec: Any) -> str:
     """What leaves x as it is has names of its own: only it can stay in registers."""
-    if not (spec.changes or spec.grouped) and spec.form == "int8":
+    if _as_it_is(spec):
         return f"k{k} {'rotated' if spec.rotate else 'plain'}"
     kinds = ["grouped" if spec.grouped else "", spec.activation or "", spec.form if spec.form != "int8" else ""]
     if spec.activation and (spec.norm or spec.affine):
@@ -39,8 +39,25 @@ def case_name(k: int, spec: Any) -> str:
     return " ".join([f"k{k}", *filter(None, kinds)])
 
 
-def _by_rule(k: int) -> QuantizeRowsConfig:
-    """Blocks of at most 80 KiB, so that two CTAs share an SM."""
+def _as_it_is(spec: Any) -> bool:
+    """Whether x is rounded as it comes, but for a rotation."""
+    return not (spec.changes or spec.grouped) and spec.form == "int8"
+
+
+# What stays in registers, up to so wide rows: as many rows ahead as shared memory has room for.
+_REGISTERS = {
+    1536: QuantizeRowsConfig(rows=1, warpgroups=4, warps=1, ahead=3),
+    5120: QuantizeRowsConfig(rows=1, warpgroups=2, warps=1, ahead=1, keep=False),
+    8960: QuantizeRowsConfig(rows=1, warpgroups=4, warps=4, ahead=2, keep=False),
+    13824: QuantizeRowsConfig(rows=1, warpgroups=4, warps=4, ahead=1, keep=False),
+}
+
+
+def _by_rule(k: int, spec: Any) -> QuantizeRowsConfig:
+    """Rows in registers; else blocks of at most 80 KiB, so that two CTAs share an SM."""
+    fitting = [config for width, config in _REGISTERS.items() if k <= width]
+    if _as_it_is(spec) and fitting:
+        return fitting[0]
     if k <= 2560:
         return QuantizeRowsConfig(rows=16, warpgroups=3)
     split = 1

@@ -63,6 +63,15 @@ def test_quantize_rows(record_property, variant, k):
     assert noted(record_property, quantize_rows.differing_codes(case, operands, result, rows=1003)) < 1e-3
 
 
+@pytest.mark.parametrize("variant", ["plain", "rotated"])
+@pytest.mark.parametrize("k", [128, 384, 3072])
+def test_quantize_rows_of_other_widths(record_property, variant, k):
+    case = quantize_rows.Case("", 1003, k, variant)
+    operands = quantize_rows.same_operands(case)
+    result = jax.jit(functools.partial(quantize_rows.run_kernel, case))(*operands)
+    assert noted(record_property, quantize_rows.differing_codes(case, operands, result, rows=1003)) < 1e-3
+
+
 IN_REGISTERS = [
     (variant, k, config)
     for k in (1536, 5120, 8960, 13824)

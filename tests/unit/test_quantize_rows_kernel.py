@@ -161,6 +161,15 @@ def test_lowers_for_cuda_at_every_benchmark_shape(case):
     assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
 
 
+@pytest.mark.parametrize("variant", ["plain", "rotated"])
+@pytest.mark.parametrize("k", [128, 384, 2048, 3072, 6144, 12288, 16384])
+def test_lowers_at_any_width(k, variant):
+    case = benchmark.Case("", 1003, k, variant)
+    kernel = functools.partial(benchmark.run_kernel, case, config=choose_config(k, case.spec, "unknown"))
+    avals = jax.eval_shape(lambda: benchmark.random_operands(case))
+    assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
+
+
 @pytest.mark.parametrize("m", [1, 9, 1003])
 def test_lowers_at_any_number_of_rows(m):
     case = benchmark.Case("", m, 384, "grouped")
