@@ -253,13 +253,6 @@ def load_shared(address: Value, offset: int) -> list[Value]:
     return emit(text, "ffff", [("r", address)], volatile=True)
 
 
-def load_words(address: Value, offset: int, count: int) -> list[Value]:
-    """One or four integers of shared memory."""
-    names = ", ".join(f"{{o[{i}]}}" for i in range(count))
-    kind, target = ("b32", names) if count == 1 else (f"v{count}.b32", f"{{{{{names}}}}}")
-    return emit(f"ld.shared.{kind} {target}, [{{i[0]}} + {offset}];", "r" * count, [("r", address)], volatile=True)
-
-
 def store_shared(address: Value, offset: int, four: Sequence[Value]) -> None:
     text = f"st.shared.v4.f32 [{{i[0]}} + {offset}], {{{{{{i[1]}}, {{i[2]}}, {{i[3]}}, {{i[4]}}}}}};"
     emit(text, "", [("r", address), *(("f", x) for x in four)], volatile=True)

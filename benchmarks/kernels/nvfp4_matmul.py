@@ -12,7 +12,7 @@ from benchmarks.kernels.measure import Ceilings, milliseconds, relative_error, w
 from pallas_kernels.int8_matmul import int8_matmul
 from pallas_kernels.nvfp4_matmul import FusedConfig, expand_to_bf16, expand_to_int8, nvfp4_matmul
 from pallas_kernels.nvfp4_matmul.codes import scaled_values
-from pallas_kernels.nvfp4_matmul.config import CHUNK, TABLE, case_name
+from pallas_kernels.nvfp4_matmul.config import TABLE, case_name
 
 NAME = "nvfp4_matmul"
 COLUMNS = ("case", "µs", "of copy bandwidth", "vs torch bf16", "vs XLA", "of the product it feeds", "error")
@@ -177,34 +177,20 @@ def table_key(case: Case) -> tuple[Any, str]:
 
 
 def candidates(case: Case) -> list[FusedConfig]:
-    """At most eight, likeliest first. Four decoding warpgroups where registers allow, up to 40 tokens; parts, added up
-    outside, where there are few rows; two warpgroups, which share many tokens or not."""
-    chunks, tiles, tokens = case.k // CHUNK, case.n // 128, -(-case.m // 8) * 8
-    inside = functools.partial(FusedConfig, parts=1, inside=True)
-    found = []
-    if tokens <= 40:
-        pairs = (230_000 - 128 * tokens * 6) // (2 * CHUNK * (72 + 2 * tokens))  # of stages that fit
-        for span, depth in ((2, 128), (1, 128), (2, 256), (1, 64), (4, 128)):
-            stages = 2 * min(8 // span // 2, pairs // span, chunks // span // 2)
-            found.append(inside(stages=stages, groups=2, span=span, depth=depth))
-        found.append(inside(stages=2, groups=2, span=2, depth=128))
-    parts = [p for p in range(chunks, 1, -1) if chunks % p == 0 and p * tiles <= 132]  # more read, in one wave
-    found += [FusedConfig(parts=p, stages=stages) for p in parts[:2] for stages in (3, 4)]
-    found += [
-        inside(cluster=cluster, stages=stages, depth=depth)
-        for cluster, stages, depth in ((2, 3, 64), (1, 4, 64), (2, 3, 128), (4, 3, 64), (1, 3, 64), (1, 3, 128))
-    ]
-    found += [FusedConfig(parts=p, stages=3) for p in (2, 1)]
-
-    def fits(c: FusedConfig) -> bool:
-        out = 128 * tokens * ((2 if c.inside else 4) + 4 * (c.groups - 1))
-        return c.stages > 0 and c.stages * c.span * CHUNK * (72 + 2 * tokens) + out <= 230_000
-
-    def divides(c: FusedConfig) -> bool:
-        shares = c.cluster == 1 or (tiles % c.cluster == 0 and tokens % (8 * c.cluster) == 0)
-        return chunks % (c.parts * c.span) == 0 and shares
-
-    return [config for config in dict.fromkeys(found) if fits(config) and divides(config)][:8]
+    """Four decoding warpgroups for few tokens; finished inside, with and without sharing the tokens; then parts."""
+    chunks, tiles, tokens = case.k // 256, case.n // 128, -(-case.m // 8) * 8
+    slot, most = 128 * 128 + 128 * 16 + tokens * 512, 220_000
+    clusters = [c for c in (1, 2, 4) if c == 1 or (tiles % c == 0 and tokens % (8 * c) == 0)]
+    halves = [part for part in (1, 2, 3) if chunks % part == 0 and (part == 1 or part * tiles <= 132)]
+    found = (
+        [FusedConfig(part, stages, 1, part == 1, 2) for part in halves for stages in (6, 8, 4)] if tokens <= 16 else []
+    )
+    found = [c for c in found if min(c.stages, chunks // c.parts) % 2 == 0]
+    found += [FusedConfig(1, stages, cluster, True) for cluster in clusters for stages in (3, 4, 6)]
+    parts = [parts for parts in (1, 2, 3, 4, 5, 6, 8, 10) if chunks % parts == 0 and parts * tiles <= 264]
+    found += [FusedConfig(part, stages) for part in parts for stages in (3, 4)]
+    fits = lambda c: c.stages * slot + 128 * tokens * ((2 if c.inside else 4) + 4 * (c.groups - 1)) <= most
+    return [config for config in found if fits(config)]
 
 
 def timed(case: Case, config: FusedConfig) -> float:

@@ -13,9 +13,10 @@ from pallas_kernels.mosaic import device_facts, in_eights
 from pallas_kernels.nvfp4_matmul import kernel_sm90
 from pallas_kernels.nvfp4_matmul.checks import check_weight
 from pallas_kernels.nvfp4_matmul.config import CHUNK, MOST_TOKENS, FusedConfig, choose_config
-from pallas_kernels.nvfp4_matmul.emulation import SCALE_BACK, emulate
+from pallas_kernels.nvfp4_matmul.emulation import emulate
 from pallas_kernels.nvfp4_matmul.expand import expand_to_bf16
 
+SCALE_BACK = 128.0  # the kernel decodes to values times 2^-7
 ROWS = kernel_sm90.DECODERS * kernel_sm90.ROWS
 
 
@@ -50,11 +51,11 @@ def _run(x, packed, block_scale, tensor_scale, bias, *, out_dtype, config) -> Ar
     _check_config(config, m, k, n)
     # The other side of a wgmma is a multiple of eight wide.
     padded = in_eights(x)
+    factor = tensor_scale * SCALE_BACK
     if config.inside and out_dtype == jnp.bfloat16:
-        vectors = [jnp.atleast_1d(tensor_scale)] + ([] if bias is None else [bias])
-        run = functools.partial(kernel_sm90.run_inside, tokens=m, config=config)
-        emulated = functools.partial(_emulate_inside, tokens=m)
-        return lax.platform_dependent(padded, packed, block_scale, *vectors, cuda=run, default=emulated)
+        vectors = jnp.broadcast_to(factor, (n,)), jnp.zeros(n) if bias is None else bias
+        run = functools.partial(kernel_sm90.run_inside, config=config)
+        return lax.platform_dependent(padded, packed, block_scale, *vectors, cuda=run, default=_emulate_inside)[:m]
     config = dataclasses.replace(config, inside=False)
     parts = lax.platform_dependent(
         padded,
@@ -65,27 +66,22 @@ def _run(x, packed, block_scale, tensor_scale, bias, *, out_dtype, config) -> Ar
             [emulate(*operands)] + [jnp.zeros((n, padded.shape[0]))] * (config.parts - 1)
         ),
     )
-    y = parts.sum(0).T[:m] * (tensor_scale * SCALE_BACK)
+    y = parts.sum(0).T[:m] * factor
     return (y if bias is None else y + bias[None]).astype(out_dtype)
 
 
-def _emulate_inside(x, packed, block_scale, tensor_scale, *bias, tokens) -> Array:
-    y = emulate(x, packed, block_scale).T[:tokens] * (tensor_scale * SCALE_BACK)[None]
-    return (y + bias[0][None] if bias else y).astype(jnp.bfloat16)
+def _emulate_inside(x, packed, block_scale, factor, bias) -> Array:
+    return (emulate(x, packed, block_scale).T * factor[None] + bias[None]).astype(jnp.bfloat16)
 
 
 def _check_config(config: FusedConfig, m: int, k: int, n: int) -> None:
     op = "nvfp4_matmul"
-    chunks = k // CHUNK
-    if chunks % config.parts or (config.inside and config.parts > 1):
-        parts = "1 with inside" if config.inside else f"a divisor of k / {CHUNK} = {chunks}"
+    if k // CHUNK % config.parts or (config.inside and config.parts > 1):
+        parts = "1 with inside" if config.inside else f"a divisor of k / {CHUNK} = {k // CHUNK}"
         raise ValueError(f"{op}: config.parts = {config.parts}, expected {parts}")
-    if chunks // config.parts % config.span:
-        raise ValueError(f"{op}: config.span = {config.span}, expected a divisor of {chunks // config.parts}")
-    if config.depth not in (64, 128, 256):
-        raise ValueError(f"{op}: config.depth = {config.depth}, expected 64, 128 or 256")
-    fills = chunks // config.parts // config.span
-    if config.groups > 1 and (config.groups > 2 or config.cluster > 1 or min(config.stages, fills) % 2):
+    if config.groups > 1 and (
+        config.groups > 2 or config.cluster > 1 or min(config.stages, k // CHUNK // config.parts) % 2
+    ):
         raise ValueError(f"{op}: config.groups = {config.groups}, expected 1, or 2 with even stages and no cluster")
     if n // ROWS % config.cluster or (config.cluster > 1 and m % (8 * config.cluster)):
         raise ValueError(f"{op}: config.cluster = {config.cluster} divides neither n / {ROWS} nor the tokens by eights")

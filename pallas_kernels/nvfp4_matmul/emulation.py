@@ -5,8 +5,6 @@ from jax import Array, lax
 
 from pallas_kernels.nvfp4_matmul.config import CHUNK
 
-SCALE_BACK = 128.0  # decoded are values times 2^-7
-
 
 def emulate(x: Array, packed: Array, block_scale: Array) -> Array:
     """x bf16 (m, k) times the decoded weight, f32 (n, m), times 2^-7: the kernel's result, its parts added up."""
@@ -17,12 +15,12 @@ def emulate(x: Array, packed: Array, block_scale: Array) -> Array:
 def interleave(x: Array) -> Array:
     """Columns into the order in which threads decode the weight's.
 
-    Within 256 columns the bits of an index mean, from the top: lane (2), block (2), word, pair, i (2). The bits of the
-    position are: block (2), word, i (2), lane (2), pair.
+    Within 256 columns the bits of an index mean, from the top: half, lane (2), low, word, pair, i (2). The bits of the
+    position are: half, low, word, i (2), lane (2), pair.
     """
     m, k = x.shape
-    bits = x.reshape(m, k // CHUNK, 4, 4, 2, 2, 4)
-    return bits.transpose(0, 1, 3, 4, 6, 2, 5).reshape(m, k)
+    bits = x.reshape(m, k // CHUNK, 2, 4, 2, 2, 2, 2, 2)
+    return bits.transpose(0, 1, 2, 4, 5, 7, 8, 3, 6).reshape(m, k)
 
 
 def decoded(packed: Array, block_scale: Array) -> Array:
@@ -35,9 +33,9 @@ def decoded(packed: Array, block_scale: Array) -> Array:
     scale, scale_exponent = mantissa_and_exponent(scale_bits(lax.bitcast_convert_type(block_scale, jnp.int8)))
     exponent = value_exponent + scale_exponent[..., None]
     product = jnp.ldexp(value * scale[..., None], exponent)
-    # A block is (lane, block) within a chunk; inside it come word, i (2) and pair.
-    bits = product.reshape(n, k // CHUNK, 4, 4, 2, 4, 2)
-    return bits.transpose(0, 1, 3, 4, 5, 2, 6).reshape(n, k)
+    # A block is (half, lane, low) within a chunk; inside it come word, i (2) and pair.
+    bits = product.reshape(n, k // CHUNK, 2, 4, 2, 2, 2, 2, 2)
+    return bits.transpose(0, 1, 2, 4, 5, 6, 7, 3, 8).reshape(n, k)
 
 
 def pair_bits(words: Array, i: int) -> Array:

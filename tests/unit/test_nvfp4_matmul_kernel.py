@@ -17,7 +17,6 @@ from pallas_kernels.nvfp4_matmul import (
     nvfp4_matmul,
     w4a4_matmul,
 )
-from pallas_kernels.nvfp4_matmul.api import _check_config
 from pallas_kernels.nvfp4_matmul.config import MOST_TOKENS, choose_config
 from pallas_kernels.nvfp4_matmul.emulation import decoded, interleave
 
@@ -146,12 +145,12 @@ def test_any_number_of_tokens_lowers_by_rule(m, out_dtype):
     assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("m", [1, 16, 64])
+@pytest.mark.parametrize("m", [8, 64])
 def test_every_candidate_lowers(m):
     case, shape = benchmark.Case("fused", m, 5120, 13824), jax.ShapeDtypeStruct
     weight = shape((case.n, case.k // 2), jnp.uint8), shape((case.n, case.k // 16), jnp.float8_e4m3fn)
     configs = benchmark.candidates(case)
-    assert 0 < len(configs) <= 8
+    assert {config.inside for config in configs} == {True, False}
     for config in configs:
         traced = jax.jit(functools.partial(nvfp4_matmul, config=config)).trace(
             shape((m, case.k), jnp.bfloat16), *weight, shape((), jnp.float32), bias=shape((case.n,), jnp.float32)
@@ -167,14 +166,6 @@ def test_finishing_inside_changes_only_where(rng):
         for inside in (True, False)
     )
     np.testing.assert_array_equal(np.asarray(inside, np.float32), np.asarray(outside, np.float32))
-
-
-@pytest.mark.parametrize("k", [256, 512, 1536, 2560, 5120, 8960])
-@pytest.mark.parametrize("n", [128, 1536, 13824])
-def test_rule_fits_every_depth(k, n):
-    """Stages, spans and groups have to divide; here without lowering."""
-    for m in (1, 16, 17, 64, 208):
-        _check_config(choose_config(m, k, n, "another GPU"), m, k, n)
 
 
 class Blackwell:
@@ -237,8 +228,6 @@ def good(**changes):
             ),
             "parts = 2",
         ),
-        (dict(config=FusedConfig(span=2)), "config.span = 2"),
-        (dict(config=FusedConfig(depth=32)), "config.depth = 32"),
         (dict(config=FusedConfig(cluster=2)), "config.cluster = 2"),
         (dict(config=FusedConfig(groups=2)), "config.groups = 2"),  # one chunk, hence one stage
     ],
