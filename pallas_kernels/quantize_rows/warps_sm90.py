@@ -30,7 +30,7 @@ from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import registers as regs
 from pallas_kernels.quantize_rows import ring
 from pallas_kernels.quantize_rows.activation import activated
-from pallas_kernels.quantize_rows.config import GROUP, QuantizeRowsConfig
+from pallas_kernels.quantize_rows.config import GROUP, LEAST_WIDTH, QuantizeRowsConfig
 from pallas_kernels.quantize_rows.division import WARPS, Division, Place, below, times, times_plus
 from pallas_kernels.quantize_rows.registers import CHUNKS, GROUPS
 from pallas_kernels.quantize_rows.ring import Ring
@@ -50,6 +50,10 @@ def _check(division: Division) -> None:
         )
     if config.ahead < 0:
         raise ValueError(f"quantize_rows: config.ahead = {config.ahead}, expected at least 0")
+    if config.ahead and division.k < LEAST_WIDTH:
+        raise ValueError(
+            f"quantize_rows: config.ahead = {config.ahead} for k = {division.k}: needs {LEAST_WIDTH} or more"
+        )
     if not (config.keep or config.ahead):
         raise ValueError("quantize_rows: config.keep is False, expected True if config.ahead = 0")
     if config.ahead and not ring.fits(division):

@@ -11,7 +11,8 @@ from sixbit_jax.models import wan
 from sixbit_jax.models.wan_config import WAN_1_3B
 from sixbit_jax.routes import Route
 
-pytestmark = pytest.mark.gpu
+# Slow tests run with XLA as it is by default: without autotuning its INT8 products are wrong (`test_xla_int8_gpu`).
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 CONFIG = dataclasses.replace(WAN_1_3B, num_layers=2)
 LATENTS = (3, 30, 52)

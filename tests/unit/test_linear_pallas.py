@@ -46,6 +46,7 @@ def test_few_tokens_are_those_that_the_kernel_takes():
         (dict(w="bfloat16"), "need a quantized weight"),
         (dict(x="float32"), "x is float32"),
         (dict(k=500), "multiples of 128"),
+        (dict(k=256), "narrower rows than 384"),
         (dict(m=0), "must be tokens"),
         (dict(w="int8", w_groups=4), "4 scales a row"),
         (dict(act_group=64), "groups of 64"),
