@@ -18,9 +18,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--prompts", type=Path, help="a .txt file, one prompt a line")
     p.add_argument(
         "--error",
-        choices=("velocity", "linear"),
-        default="velocity",
-        help="what to predict: a linear's error as far as it reaches the model's velocity, or as such (the paper)",
+        choices=("linear", "velocity"),
+        default="linear",
+        help="what to predict: a linear's error as such (the paper), or as far as it reaches the model's velocity",
     )
     p.add_argument("--target-bits", type=float, default=6.0, help="width of the activations on average")
     p.add_argument("--target-skip-rate", type=float, default=0.2, help="share of block executions to skip")
