@@ -110,7 +110,8 @@ def forward(
     """The velocity (f32), the cache memory and what the block runner observed, stacked over layers.
 
     `route_index[l, g]` picks among `routes` for group `GROUPS[g]` of layer l; `decisions` has leaves with a leading
-    layer axis. Tokens are padded once to `token_multiple`, so kernels see whole tiles, and cut off again at the end.
+    layer axis, and `run_block` wraps each block, or `run_stack` all of them. Tokens are padded once to
+    `token_multiple`, so kernels see whole tiles, and cut off again at the end.
 
     `observe` is called on the input and the parameters of every group; what it returns is noted as `inputs`, by group.
     `outlier_ratios` notes there how loud the input's largest value is, which is cheaper. Both see padding tokens too.
