@@ -20,7 +20,7 @@ from sixbit_jax.components import locate
 from sixbit_jax.errors import UserError
 from sixbit_jax.models.wan_config import GROUPS
 from sixbit_jax.pipeline import WanPipeline
-from sixbit_jax.policies import PredictedPrecision
+from sixbit_jax.policies import FixedPrecision, PredictedPrecision
 from sixbit_jax.predictor import Fit
 from sixbit_jax.presets.preset import Preset, stored_weights
 from sixbit_jax.recipes import Recipe
@@ -52,16 +52,19 @@ def calibrate_command(args: argparse.Namespace) -> None:
         samples = route_errors.collect(pipe, prompts, observer, report=lambda _: advance(), **settings)
     fitted = predictor.fit(samples.gamma, samples.error)
     del pipe  # its weights, before those of the quantized model come
-    trials = Trials.load(args.model, recipe, prompts[: args.tau_prompts], settings)
+    unrouted = dataclasses.replace(recipe, precision=FixedPrecision())
+    trials = Trials.load(args.model, unrouted, prompts[: args.tau_prompts], settings)
     effect = None
     if args.error == "velocity":
         effect = measure_effect(trials, observer)
         fitted = fitted.scaled(effect / samples.error[:, 1:].mean((0, 1, 2)))
     threshold = predictor.choose_threshold(fitted, samples.gamma, args.target_bits)
     known = fitted.policy(threshold)
-    if isinstance(recipe.precision, PredictedPrecision):
+    precision = recipe.precision
+    if isinstance(precision, PredictedPrecision):
         tables = {name: getattr(known, name) for name in ("slope", "offset", "error_threshold")}
-        trials = trials.under(dataclasses.replace(recipe.precision, **tables))
+        precision = dataclasses.replace(precision, **tables)
+    trials = trials.under(precision)
     predicted = fitted.predict(samples.gamma[:, :-1])
     found = find_thresholds(trials, predicted, threshold, args.target_bits, args.target_skip_rate)
     facts = {

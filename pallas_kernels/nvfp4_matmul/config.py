@@ -41,4 +41,5 @@ def _by_rule(m: int, k: int, n: int) -> FusedConfig:
     parts = max(p for p in range(1, chunks + 1) if chunks % p == 0 and (p == 1 or p * tiles <= 132))
     stages = 6 if m <= 16 else 3 if m <= 64 else 2 if m <= 128 else 1
     whole = parts == 1 and m <= 16
-    return FusedConfig(parts=parts, stages=stages, inside=whole, groups=2 if whole else 1)
+    pairs = min(stages, chunks) % 2 == 0
+    return FusedConfig(parts=parts, stages=stages, inside=whole, groups=2 if whole and pairs else 1)
