@@ -185,6 +185,11 @@ def reciprocal(x: Value) -> Value:
     return op("rcp.approx.f32 {o[0]}, {i[0]};", "f", ("f", x))
 
 
+def to_bf16(pair: Sequence[Value]) -> Value:
+    """Two f32 to the halves of a register, the first lower."""
+    return op("cvt.rn.bf16x2.f32 {o[0]}, {i[1]}, {i[0]};", "r", *(("f", x) for x in pair))
+
+
 def to_e4m3(four: Sequence[Value]) -> Value:
     """Four f32 to the bytes of a register, the first lowest."""
     text = (

@@ -21,11 +21,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from sixbit_jax.policies import AbstractCachePolicy, AbstractPrecisionPolicy, PolicySpec, StepInfo
-from sixbit_jax.policies.cache import Blocks
 from sixbit_jax.routes import Route
 from sixbit_jax.schedulers import Scheduler
-
-RunStack = Callable[..., tuple[Array, Any, Any]]
+from sixbit_jax.shapes import Blocks, RunStack
 
 # To compile a program with that samples by a delta cache. By its faster analysis XLA does not see on a GPU that
 # a cache passed through one side of a conditional can be updated in place on the other, and copies all of it twice a

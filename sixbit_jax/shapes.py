@@ -14,6 +14,7 @@ Annotations are `jaxtyping` strings (`Float[Array, "b s d"]`); the tests turn th
 checks at run time. Videos are channels-last: `(b, t, h, w, c)`.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -21,6 +22,16 @@ import jax
 # A nested dict with string keys and arrays (or quantized tensors, or ShapeDtypeStructs) as leaves.
 Params: TypeAlias = dict[str, Any]
 Array: TypeAlias = jax.Array
+
+# What models and cache policies agree on.
+# x -> a block's output, and what was noted of its insides (a dict, often empty).
+Compute: TypeAlias = Callable[[Array], tuple[Array, dict[str, Any]]]
+# (compute, x, memory, decision) -> (x, memory, observation): a cache policy's wrapper round one block.
+RunBlock: TypeAlias = Callable[[Compute, Array, Any, Any], tuple[Array, Any, Any]]
+# (a wrapper, x, memory) -> (x, memory, observations stacked over layers): all blocks, each in that wrapper.
+Blocks: TypeAlias = Callable[[RunBlock, Array, Any], tuple[Array, Any, Any]]
+# (blocks, x, memory, decisions) -> the same: a cache policy's wrapper round the stack.
+RunStack: TypeAlias = Callable[[Blocks, Array, Any, Any], tuple[Array, Any, Any]]
 
 
 def tree_path(path: tuple[Any, ...]) -> str:

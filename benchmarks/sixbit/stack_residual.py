@@ -12,8 +12,8 @@ from numpy.polynomial import Polynomial
 from sixbit_jax.models import wan
 from sixbit_jax.pipeline import WanPipeline
 from sixbit_jax.policies import AbstractCachePolicy, FixedPrecision, PolicySpec, StepInfo
-from sixbit_jax.policies.cache import Compute
 from sixbit_jax.settings import Settings
+from sixbit_jax.shapes import Compute
 
 _DEGREE = 4  # TeaCache's
 

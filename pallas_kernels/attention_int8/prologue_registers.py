@@ -52,7 +52,7 @@ def turn_rows(x: Array) -> Array:
     )
     def inner(_, x):
         pairs = x.registers.reshape(TILES, 2)  # per eight columns, per half of the rows
-        words = [[_to_bf16(_elements(pair)) for pair in tile] for tile in pairs]
+        words = [[ptx.to_bf16(_elements(pair)) for pair in tile] for tile in pairs]
         tiles = turned_tiles(words, product_with(thread_signs()), arith.addf, arith.subf)
         out = np.empty_like(pairs)
         for t, half in np.ndindex(out.shape):
@@ -78,11 +78,6 @@ def turned_tiles(words: list[list[Any]], product: Product, add: Callable, subtra
                 both = list(zip(tiles[t], tiles[t + distance], strict=True))
                 tiles[t], tiles[t + distance] = [add(*x) for x in both], [subtract(*x) for x in both]
     return tiles
-
-
-def _to_bf16(pair: list[Any]) -> Any:
-    """Two values in a word, the first lower."""
-    return ptx.op("cvt.rn.bf16x2.f32 {o[0]}, {i[1]}, {i[0]};", "r", *(("f", x) for x in pair))
 
 
 def largest_of_warp(rows: Array) -> Array:

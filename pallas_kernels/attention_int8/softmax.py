@@ -159,8 +159,7 @@ def _weights_bf16(
             for i in (2 * t, 2 * t + 1):
                 log = ptx.fma(_as_float(tile, rows[r][i]), scale[r], offset[r])
                 exponentials[r].append(ptx.exp2(log if valid is None else _mask(log, i, "f", valid)))
-            pair = [("f", x) for x in exponentials[r][-2:]]
-            weights.append(ptx.op("cvt.rn.bf16x2.f32 {o[0]}, {i[1]}, {i[0]};", "r", *pair))
+            weights.append(ptx.to_bf16(exponentials[r][-2:]))
     return weights, [_sum(x) for x in exponentials]
 
 

@@ -13,7 +13,7 @@ def activated(words: list[Value]) -> tuple[list[Value], Value, Value]:
         total = ptx.add(total, regs.sum_of_magnitudes(*pair))
         for y in pair:
             largest = regs.max_magnitude(largest, y)
-        out.append(_rounded(*pair))
+        out.append(ptx.to_bf16(pair))
     return out, total, largest
 
 
@@ -26,7 +26,3 @@ def _gelu_tanh(x: Value) -> Value:
     inner = 0.7978845608028654
     factors = [("f", ptx.constant(factor, "f")) for factor in (0.044715 * inner, inner)]
     return ptx.op(text, "f", ("f", x), *factors)
-
-
-def _rounded(low: Value, high: Value) -> Value:
-    return ptx.op("cvt.rn.bf16x2.f32 {o[0]}, {i[1]}, {i[0]};", "r", ("f", low), ("f", high))

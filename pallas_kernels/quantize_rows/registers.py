@@ -149,13 +149,18 @@ def warp_max(x: Value) -> Value:
 
 
 def load(address: Value, offset: int, exists: Value | None) -> list[Value]:
-    """Sixteen bytes, read once: they need no place in the first-level cache. Zeros where nothing exists."""
-    load = f"ld.global.nc.L1::no_allocate.v4.b32 {{{{{{o[0]}}, {{o[1]}}, {{o[2]}}, {{o[3]}}}}}}, [{{i[0]}} + {offset}];"
+    """Sixteen bytes of device memory, read once: they need no place in the first-level cache."""
+    return load_by("ld.global.nc.L1::no_allocate", ("l", address), offset, exists)
+
+
+def load_by(instruction: str, address: tuple[str, Value], offset: int, exists: Value | None) -> list[Value]:
+    """Sixteen bytes. Zeros where nothing exists."""
+    load = f"{instruction}.v4.b32 {{{{{{o[0]}}, {{o[1]}}, {{o[2]}}, {{o[3]}}}}}}, [{{i[0]}} + {offset}];"
     if exists is None:
-        return ptx.emit(load, "rrrr", [("l", address)], volatile=True)
+        return ptx.emit(load, "rrrr", [address], volatile=True)
     zeros = " ".join(f"mov.b32 {{o[{i}]}}, 0;" for i in range(4))
     text = f"{{{{ .reg .pred p; setp.ne.s32 p, {{i[1]}}, 0; {zeros} @p {load} }}}}"
-    return ptx.emit(text, "rrrr", [("l", address), ("r", exists)], volatile=True)
+    return ptx.emit(text, "rrrr", [address, ("r", exists)], volatile=True)
 
 
 def store(address: Value, offset: int, pair: list[Value], exists: Value | None) -> None:

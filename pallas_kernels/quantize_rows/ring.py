@@ -76,7 +76,7 @@ class Ring:
     def load(self, unit: int) -> list[Value]:
         exists, words = self.place.exists(unit, self.row), []
         for offset in _offsets(unit):
-            words += _load(self._lane(2), offset, exists)
+            words += regs.load_by("ld.shared", ("r", self._lane(2)), offset, exists)
         return words
 
     def put_back(self, unit: int, words: list[Value]) -> None:
@@ -186,16 +186,6 @@ def _when(here: Value, text: str, *operands: Value | tuple[str, Value]) -> None:
 
 def _sync() -> None:
     ptx.emit("bar.warp.sync 0xffffffff;", volatile=True)
-
-
-def _load(address: Value, offset: int, exists: Value | None) -> list[Value]:
-    """Zeros where nothing exists."""
-    text = f"ld.shared.v4.b32 {{{{{{o[0]}}, {{o[1]}}, {{o[2]}}, {{o[3]}}}}}}, [{{i[0]}} + {offset}];"
-    if exists is None:
-        return ptx.emit(text, "rrrr", [("r", address)], volatile=True)
-    zeros = " ".join(f"mov.b32 {{o[{i}]}}, 0;" for i in range(4))
-    text = f"{{{{ .reg .pred p; setp.ne.s32 p, {{i[1]}}, 0; {zeros} @p {text} }}}}"
-    return ptx.emit(text, "rrrr", [("r", address), ("r", exists)], volatile=True)
 
 
 def _store(address: Value, offset: int, four: list[Value], exists: Value | None) -> None:

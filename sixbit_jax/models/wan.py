@@ -26,20 +26,12 @@ from sixbit_jax.models.norms import layer_norm, modulate, rms_norm
 from sixbit_jax.models.rope import rope_table
 from sixbit_jax.models.wan_config import GROUPS, WanConfig
 from sixbit_jax.routes import Route
-from sixbit_jax.shapes import Params
+from sixbit_jax.shapes import Compute, Params, RunBlock, RunStack
 
 # (q, k, v, before=…) -> what the queries gather
 Attend: TypeAlias = Callable[..., Array]
 # (group, x, the linear's parameters) -> what to note of a linear group's input
 Observe: TypeAlias = Callable[[str, Array, Params], Any]
-# x -> the block's output, and what was noted of the inputs of its linears
-Compute: TypeAlias = Callable[[Array], tuple[Array, dict[str, Any]]]
-# (compute, x, memory, decision) -> (x, memory, observation): a cache policy's wrapper round one block.
-RunBlock: TypeAlias = Callable[[Compute, Array, Any, Any], tuple[Array, Any, Any]]
-# (a wrapper, x, memory) -> (x, memory, observations stacked over layers): all blocks, each in that wrapper.
-Blocks: TypeAlias = Callable[[RunBlock, Array, Any], tuple[Array, Any, Any]]
-# (blocks, x, memory, decisions) -> the same: a cache policy's wrapper round the stack.
-RunStack: TypeAlias = Callable[[Blocks, Array, Any, Any], tuple[Array, Any, Any]]
 
 
 @jax.tree_util.register_dataclass

@@ -7,7 +7,6 @@ output it would be copied whole at every step.
 
 import abc
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,13 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sixbit_jax.formats import stored_bytes
 from sixbit_jax.policies.base import AbstractPolicy, PolicySpec, StepInfo
 from sixbit_jax.policies.measures import relative_change
-
-# x -> the block's output, and what the model notes of its insides (a dict, often empty)
-Compute = Callable[[Array], tuple[Array, dict[str, Any]]]
-# (compute, x, memory, (slot, skip)) -> (x, memory, observation): a wrapper round one block
-RunBlock = Callable[[Compute, Array, Any, Any], tuple[Array, Any, Any]]
-# (a wrapper, x, memory) -> what all blocks of the model come to, each in that wrapper
-Blocks = Callable[[RunBlock, Array, Any], tuple[Array, Any, Any]]
+from sixbit_jax.shapes import Blocks, Compute
 
 
 class AbstractCachePolicy(AbstractPolicy, abc.ABC):

@@ -20,8 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 from sixbit_jax.errors import UserError, nearest
 from sixbit_jax.policies import delta_store
 from sixbit_jax.policies.base import PolicySpec
-from sixbit_jax.policies.cache import AbstractCachePolicy, Blocks, Compute, NoCache
+from sixbit_jax.policies.cache import AbstractCachePolicy, NoCache
 from sixbit_jax.policies.measures import relative_change
+from sixbit_jax.shapes import Blocks, Compute
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

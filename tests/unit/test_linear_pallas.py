@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.nvfp4_matmul.config import MOST_TOKENS
+from pallas_kernels.quantize_rows.config import LEAST_WIDTH
 from sixbit_jax.formats import QuantizedWeight, hadamard, quantize_int8, quantize_nvfp4
 from sixbit_jax.linear import pallas, reference, xla
 from sixbit_jax.linear.magnitude import outlier_ratio
@@ -37,6 +38,7 @@ def test_supported(changes):
 def test_few_tokens_are_those_that_the_kernel_takes():
     """Said twice: to ask what is supported must not import the kernels."""
     assert pallas.FEW_TOKENS == MOST_TOKENS
+    assert pallas.LEAST_K == LEAST_WIDTH
 
 
 @pytest.mark.parametrize(
