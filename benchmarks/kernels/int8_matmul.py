@@ -208,11 +208,12 @@ def candidates(case: Case) -> list[Int8MatmulConfig]:
     if case.variant == "gated":
         found = [config(stages=3, slots=4, cluster=c) for c in (None, "n")] + [config(), config(cluster="n")]
         return found + [config(tile_m=64, tile_n=256, stages=3, slots=4), three(stages=3, slots=3)]
-    found = [config(), config(cluster="n"), config(band=16)]
+    # Squares enough that no store is waited for: with a short K the end of a tile weighs more.
+    found = [config(), three(stages=3, slots=3), config(band=16), three(stages=3, slots=3, band=16)]
+    found += [config(tile_n=192, stages=3), config(cluster="n"), three(stages=3, slots=3, cluster="n")]
     if case.k <= 2048:
-        # The end of a tile weighs more: squares enough that no store is waited for, or two that go on multiplying.
-        found[1:1] = [config(stages=3, slots=4), three(stages=4, slots=1), three(stages=3, slots=3)]
-    found += [config(tile_n=192, stages=3, cluster=c) for c in (None, "n", "m")]
+        found += [config(band=32), config(stages=3, slots=4)]
+    found += [config(tile_n=192, stages=3, cluster=c) for c in ("n", "m")]
     found += [three(stages=4, slots=1), three(stages=4, slots=1, cluster="n")]
     found.append(config(tile_m=64, tile_n=256, slots=1, cluster="m"))
     return list(dict.fromkeys(found))
