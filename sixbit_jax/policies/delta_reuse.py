@@ -87,9 +87,10 @@ class AbstractDeltaReuse(AbstractCachePolicy):
         no_notes = _zeros(jax.eval_shape(run, x, memory)[2])
 
         def reuse(x: Array, memory: Any) -> tuple[Array, Any, Any]:
-            # Unrolled it is one pass over all deltas, which does not write x thirty times.
-            add = lambda x, slot: (self._reuse(x, memory, slot), None)
-            return lax.scan(add, x, slots, unroll=True)[0], memory, no_notes
+            # Unrolled it is one pass over all deltas, which does not write x thirty times. Rounding x in between would
+            # cost as long as reading INT8 deltas does, and lose what is rounded.
+            add = lambda x, slot: (x + self._kept(memory, slot), None)
+            return lax.scan(add, x.astype(jnp.float32), slots, unroll=True)[0].astype(x.dtype), memory, no_notes
 
         return lax.cond(~skip.all(), run, reuse, x, memory)
 
@@ -98,13 +99,13 @@ class AbstractDeltaReuse(AbstractCachePolicy):
     ) -> tuple[Float[Array, "b s d"], Any, dict[str, Any]]:
         run = lambda x, memory: self._run(compute, x, memory, slot)
         no_notes = _zeros(jax.eval_shape(run, x, memory)[2])
-        reuse = lambda x, memory: (self._reuse(x, memory, slot), memory, no_notes)
+        add = lambda x, memory: (x.astype(jnp.float32) + self._kept(memory, slot)).astype(x.dtype)
+        reuse = lambda x, memory: (add(x, memory), memory, no_notes)
         # What passes the deltas through has to be the false branch: in the other, XLA would copy all of them.
         return lax.cond(~skip, run, reuse, x, memory)
 
-    def _reuse(self, x: Float[Array, "b s d"], memory: Any, slot: Int[Array, ""]) -> Float[Array, "b s d"]:
-        kept = delta_store.read(self.cache_format, memory["deltas"], memory["place"][slot])
-        return (x.astype(jnp.float32) + kept).astype(x.dtype)
+    def _kept(self, memory: Any, slot: Int[Array, ""]) -> Float[Array, "b s d"]:
+        return delta_store.read(self.cache_format, memory["deltas"], memory["place"][slot])
 
     def _run(
         self, compute: Compute, x: Float[Array, "b s d"], memory: Any, slot: Int[Array, ""]
