@@ -39,6 +39,7 @@ from sixbit_jax.cli import Parser, run  # noqa: E402
 from sixbit_jax.models import wan  # noqa: E402
 from sixbit_jax.models.wan_config import GROUPS, WAN_1_3B, WAN_14B, WanConfig  # noqa: E402
 from sixbit_jax.models.wan_modules import abstract_params  # noqa: E402
+from sixbit_jax.pipeline import token_multiple  # noqa: E402
 from sixbit_jax.policies import PolicySpec, PredictedPrecision, TemporalDeltaCache  # noqa: E402
 from sixbit_jax.quantize import quantize  # noqa: E402
 from sixbit_jax.routes import Route  # noqa: E402
@@ -89,7 +90,7 @@ def main() -> None:
 def sizes(size: str) -> PolicySpec:
     config, latents = SIZES[size], LATENTS[size]
     tokens = int(np.prod(config.grid(latents)))
-    tokens += -tokens % (256 if jax.default_backend() == "gpu" else 1)
+    tokens += -tokens % token_multiple(tokens, jax.default_backend())
     return PolicySpec(config.num_layers, GROUPS, 1, 50, tokens, config.dim, "bf16")
 
 
@@ -150,6 +151,7 @@ def forward_times(
     for name, each in runs.items():
         print(f"{name}: compiled and run once in {seconds(each):.0f} s", file=sys.stderr, flush=True)
     found = milliseconds(runs)
+    print(found, file=sys.stderr, flush=True)
     for name in ("plain", "all") if kernels else ():
         print(f"{name}:")
         print_kernels(runs[name], kernels)
@@ -179,7 +181,7 @@ def forward(
     routes = tuple(Route(r.act, linear) if r.act == "int8" else r for r in routes)
     route = jnp.full((config.num_layers, len(GROUPS)), HIGH if "routes" in parts else 0, jnp.int32)
     skip = jnp.zeros((config.num_layers,), bool)
-    static: dict[str, Any] = {"token_multiple": 256 if jax.default_backend() == "gpu" else 1}
+    static: dict[str, Any] = {"token_multiple": token_multiple(spec.tokens, jax.default_backend())}
     static["attention_implementation"] = attention
     if "statistics" in parts:
         static["outlier_ratios"] = True

@@ -37,8 +37,10 @@ from sixbit_jax.settings import Settings
 from sixbit_jax.shapes import Params
 from sixbit_jax.video import write_mp4
 
-# GPU kernels want whole tiles of tokens; on a CPU padding is only work.
+# GPU kernels like whole tiles of tokens, and run without; on a CPU padding is only work. What policies measure counts
+# padding as tokens, so there must be little of it: 320 tokens, padded to 512, are routed and skipped in another way.
 TOKEN_MULTIPLE = {"gpu": 256}
+MOST_PADDING = 0.02
 # Above this many pixels a frame the VAE works in tiles.
 UNTILED_PIXELS = 1280 * 720
 
@@ -193,8 +195,8 @@ class WanPipeline:
     def parts(self, settings: Settings) -> Sampler:
         """The sampler's static parts for these settings."""
         configs = self.components.transformer_configs
-        multiple = TOKEN_MULTIPLE.get(jax.default_backend(), 1)
         tokens = int(np.prod(configs[0].grid(settings.latent_shape)))
+        multiple = token_multiple(tokens, jax.default_backend())
         spec = PolicySpec(
             layers=configs[0].num_layers,
             groups=GROUPS,
@@ -233,6 +235,16 @@ class WanPipeline:
         if condition is None:
             return image, None
         return image, from_channels_first("condition", condition, (channels, *settings.latent_shape))
+
+
+def token_multiple(tokens: int, backend: str) -> int:
+    """What the tokens of a video are padded to a multiple of.
+
+    >>> token_multiple(32_760, "gpu"), token_multiple(320, "gpu"), token_multiple(32_760, "cpu")
+    (256, 1, 1)
+    """
+    multiple = TOKEN_MULTIPLE.get(backend, 1)
+    return multiple if -tokens % multiple <= MOST_PADDING * tokens else 1
 
 
 def _check_implementations(recipe: Recipe) -> None:
