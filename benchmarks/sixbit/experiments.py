@@ -40,17 +40,23 @@ class Bench:
 
 
 def precision(bench: Bench) -> list[Recipe]:
-    """Predicted routes beside fixed ones, and beside random ones of the same width."""
+    """Predicted routes beside fixed ones, and beside random ones of the same width, drawn at every step or once."""
     predicted = bench.get("6bit-predictor-only")
+    turned = dataclasses.replace(predicted, name="predicted, routes swapped", precision=_swapped(predicted.precision))
+    lots = [*_lots(bench, predicted, once=False), *_lots(bench, predicted, once=True)]
+    return [bench.get("w4a4"), bench.get("w4a8"), bench.get("w4a16"), predicted, *lots, turned]
+
+
+def _lots(bench: Bench, predicted: Recipe, *, once: bool) -> list[Recipe]:
     share = (bench.ran(predicted, "activation_bits") - 4) / 4
     later = max(0.0, (share * bench.steps - 1) / (bench.steps - 1))  # the first step is wide in both
-    lots = [
-        bench.get("6bit-predictor-only", name=f"random, seed {seed}", precision=RandomPrecision(later, seed))
+    drawn = "random once" if once else "random"
+    return [
+        dataclasses.replace(
+            predicted, name=f"{drawn}, seed {seed}", precision=RandomPrecision(later, seed, once), cache=NoCache()
+        )
         for seed in SEEDS
     ]
-    lots = [dataclasses.replace(each, cache=NoCache()) for each in lots]
-    turned = dataclasses.replace(predicted, name="predicted, routes swapped", precision=_swapped(predicted.precision))
-    return [bench.get("w4a4"), bench.get("w4a8"), bench.get("w4a16"), predicted, *lots, turned]
 
 
 def refresh(bench: Bench) -> list[Recipe]:

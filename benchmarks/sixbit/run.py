@@ -3,7 +3,8 @@
     python benchmarks/sixbit/run.py --held-out 32 --steps 50 --output benchmarks/sixbit/tiny-wan
 
 Every video is one line of runs.jsonl, and none is made twice: an interrupted run goes on, more prompts add to it. All
-recipes start from the same noise; figures are against the dense model.
+recipes start from the same noise; figures are against the dense model, or against `--reference`: w4a16 has the same
+rounded weights, so that only what activations lose is left.
 """
 
 import argparse
@@ -42,6 +43,7 @@ def main() -> None:
     what.add_argument("--prompts", type=Path, metavar="FILE", help=".txt or .jsonl, as scripts/evaluate.py takes")
     p.add_argument("--steps", type=int, default=50, help="denoising steps")
     p.add_argument("--dtype", choices=("bf16", "f32"), default="f32", help="of what is not quantized")
+    p.add_argument("--reference", help="recipe that figures are against; the dense model by default")
     p.add_argument("--processes", type=int, default=1, help="that share the recipes; each holds a model")
     p.add_argument("--output", type=Path, default=Path("outputs/sixbit"), help="folder; a run in it is continued")
     args = p.parse_args()
@@ -61,20 +63,24 @@ def main() -> None:
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """Dense sampling is the reference."""
+    """Dense sampling is the reference if nothing else is asked for."""
     prompts = read_prompts(args.prompts) if args.prompts else held_out(args.held_out)
     outputs.check_writable("--output", args.output / "runs.jsonl")
-    dense = dataclasses.replace(recipes.get("f32" if args.dtype == "f32" else "bf16"))
+    reference = dataclasses.replace(recipes.load(args.reference), dtype=args.dtype) if args.reference else dense(args)
     manifest = checkpoint.read_manifest(locate(args.model, args.dtype))
     return Plan(
         model=args.model,
-        recipes=(dense,),
+        recipes=(reference,),
         cases=tuple(Case(prompt, 0) for prompt in prompts),
         overrides={"num_inference_steps": args.steps},
         statistics=None,
         identity=f"{manifest.contents} none",
         folder=args.output,
     )
+
+
+def dense(args: argparse.Namespace) -> Recipe:
+    return recipes.get("f32" if args.dtype == "f32" else "bf16")
 
 
 def make_bench(args: argparse.Namespace, plan: Plan) -> Bench:
@@ -85,8 +91,8 @@ def make_bench(args: argparse.Namespace, plan: Plan) -> Bench:
         return float(np.mean([line["figures"][figure] for line in lines(plan, recipe)]))
 
     def schedules() -> stack_residual.Calibration:
-        dense = WanPipeline.load(plan.model, plan.recipes[0])
-        return stack_residual.calibrate(dense, dense.settings(prompt=shown(1)[0].text, num_inference_steps=args.steps))
+        pipe = WanPipeline.load(plan.model, dense(args))
+        return stack_residual.calibrate(pipe, pipe.settings(prompt=shown(1)[0].text, num_inference_steps=args.steps))
 
     return Bench(args.model, args.steps, args.dtype, run, ran, schedules)
 

@@ -17,11 +17,13 @@ from sixbit_jax.routes import Route
 class RandomPrecision(AbstractPrecisionPolicy):
     """The high route for `high_share` of all layers and groups at every step, and for all at the first.
 
-    Branches draw the same. Exactly the share is drawn at each step, rounded to whole groups.
+    Branches draw the same. Exactly the share is drawn at each step, rounded to whole groups; `once`: one lot for all
+    steps.
     """
 
     high_share: float
     seed: int = 0
+    once: bool = False
     low: Route = Route("nvfp4")
     high: Route = Route("int8")
 
@@ -38,7 +40,7 @@ class RandomPrecision(AbstractPrecisionPolicy):
 
     def decide(self, spec: PolicySpec, state: tuple[()], info: StepInfo, skip: Bool[Array, " l"]) -> Int[Array, "l g"]:
         shape = (spec.layers, len(spec.groups))
-        key = jax.random.fold_in(jax.random.key(self.seed), info.step)
+        key = jax.random.fold_in(jax.random.key(self.seed), 0 if self.once else info.step)
         rank = jax.random.permutation(key, spec.layers * len(spec.groups)).reshape(shape)
         count = round(self.high_share * spec.layers * len(spec.groups))
         return ((rank < count) | (info.step == 0)).astype(jnp.int32)
