@@ -19,13 +19,14 @@ from sixbit_jax.formats import QuantizedWeight, effective_weight
 from sixbit_jax.linear import pallas, reference, xla
 from sixbit_jax.linear.checks import check_operands
 from sixbit_jax.linear.magnitude import outlier_ratio
+from sixbit_jax.linear.nonlinearity import check_nonlinearity, nonlinear, on_nonlinear
 from sixbit_jax.linear.spec import ACTIVATIONS, LinearSpec, Weight, describe, wrap
 
 # In order of preference.
 _IMPLEMENTATIONS = {
     "pallas": Implementation(pallas.supports, pallas.run, pallas.measure),
-    "xla": Implementation(xla.supports, xla.run),
-    "reference": Implementation(reference.supports, reference.run),
+    "xla": Implementation(xla.supports, on_nonlinear(xla.run)),
+    "reference": Implementation(reference.supports, on_nonlinear(reference.run)),
 }
 
 
@@ -44,12 +45,14 @@ def linear(
     bias: Float[Array, " n"] | None = None,
     *,
     act: str | None = None,
+    nonlinearity: str | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "... n"]:
     """`x @ w.T + bias`, accumulated in f32 (or, codes by codes, in s32) and returned in `x.dtype`.
 
     `w (n, k)` is an array, a quantized tensor, or a `QuantizedWeight`, whose smoothing, rotation and branches apply.
     `act` is the format its activations are rounded to, "int8", "int4" or "nvfp4"; None leaves them as they come.
+    `nonlinearity`, "gelu_tanh", is applied to x first; a kernel that reads x to round it does both in one pass.
     `implementation` names one that must run or raise; None takes the fastest that supports the case (see `explain`).
 
     A quantized product passes gradients straight through: to `x` as if nothing had been rounded, to `bias` exactly, to
@@ -63,11 +66,12 @@ def linear(
     [16.0, 16.0, 16.0, 16.0]
     """
     check_operands(x, w, bias)
+    check_nonlinearity(nonlinearity)
     w = wrap(w)
     choice = _choose(x, w, act, implementation)
     if isinstance(w, QuantizedWeight):
-        return _straight_through(choice.name, act, x, w, bias)
-    return _IMPLEMENTATIONS[choice.name].run(x, w, bias, act)
+        return _straight_through(choice.name, act, nonlinearity, x, w, bias)
+    return _IMPLEMENTATIONS[choice.name].run(x, w, bias, act, nonlinearity)
 
 
 def measured_linear(
@@ -76,9 +80,10 @@ def measured_linear(
     bias: Float[Array, " n"] | None = None,
     *,
     act: str | None = None,
+    nonlinearity: str | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "... n"], Float[Array, ""]]:
-    """`linear`, and the outlier ratio of x: its largest magnitude over the mean one. Without gradients.
+    """`linear`, and the outlier ratio of what it multiplies: the largest magnitude over the mean one. No gradients.
 
     A kernel that rounds x has seen all of it anyway and tells for nothing; elsewhere it is one more pass over x.
 
@@ -88,11 +93,15 @@ def measured_linear(
     ([[-2.0]], 1.5)
     """
     check_operands(x, w, bias)
+    check_nonlinearity(nonlinearity)
     w = wrap(w)
     chosen = _IMPLEMENTATIONS[_choose(x, w, act, implementation).name]
     if chosen.measure is not None:
-        return chosen.measure(x, w, bias, act)
-    return chosen.run(x, w, bias, act), outlier_ratio(x)
+        return chosen.measure(x, w, bias, act, nonlinearity)
+    if nonlinearity is not None:
+        # Measured and multiplied in two passes, and between them XLA would keep it in f32.
+        x = lax.optimization_barrier(nonlinear(x, nonlinearity))
+    return chosen.run(x, w, bias, act, None), outlier_ratio(x)
 
 
 def explain(x: Any, w: Any, *, act: str | None = None) -> Choice:
@@ -123,21 +132,27 @@ def _choose(x: Any, w: Any, act: str | None, implementation: str | None) -> Choi
     return choose("linear", _IMPLEMENTATIONS, describe(x, w, act), implementation)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _straight_through(
-    name: str, act: str | None, x: Array, w: QuantizedWeight, bias: Array | None
+    name: str, act: str | None, nonlinearity: str | None, x: Array, w: QuantizedWeight, bias: Array | None
 ) -> Float[Array, "... n"]:
-    return _IMPLEMENTATIONS[name].run(x, w, bias, act)
+    return _IMPLEMENTATIONS[name].run(x, w, bias, act, nonlinearity)
 
 
-def _forward(name: str, act: str | None, x: Array, w: QuantizedWeight, bias: Array | None) -> tuple[Array, Any]:
-    return _straight_through(name, act, x, w, bias), (x, w, bias)
+def _forward(
+    name: str, act: str | None, nonlinearity: str | None, x: Array, w: QuantizedWeight, bias: Array | None
+) -> tuple[Array, Any]:
+    return _straight_through(name, act, nonlinearity, x, w, bias), (x, w, bias)
 
 
-def _backward(name: str, act: str | None, kept: Any, dy: Float[Array, "... n"]) -> tuple[Array, Any, Array | None]:
+def _backward(
+    name: str, act: str | None, nonlinearity: str | None, kept: Any, dy: Float[Array, "... n"]
+) -> tuple[Array, Any, Array | None]:
     x, w, bias = kept
     wide = dy.astype(jnp.float32)
     dx = jnp.einsum("...n,nk->...k", wide, effective_weight(w), precision=lax.Precision.HIGHEST).astype(x.dtype)
+    if nonlinearity is not None:
+        (dx,) = jax.vjp(lambda x: nonlinear(x, nonlinearity), x)[1](dx)
     db = None if bias is None else wide.reshape(-1, wide.shape[-1]).sum(0).astype(bias.dtype)
     return dx, jax.tree.map(_no_gradient, w), db
 

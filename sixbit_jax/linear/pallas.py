@@ -1,7 +1,7 @@
 """Our own kernels, on Hopper GPUs: INT8 activations × quantized weights, and NVFP4 weights under few tokens.
 
-    INT8 route    quantize_rows (smoothing, rotation, scales; one pass over x) -> int8_matmul (scales, bias, and the
-                  low-rank branch where there is one, in its epilogue); NVFP4 weights are expanded to INT8 just before
+    INT8 route    quantize_rows (GELU, smoothing, rotation, scales; one pass over x) -> int8_matmul (scales, bias, and
+                  the low-rank branch where there is one, in its epilogue); NVFP4 weights are expanded to INT8 just before
     A16 route     nvfp4_matmul: weights decoded in registers, where reading them is the cost
 
 Smoothed activations are rounded to bf16 before they are rotated and rounded to INT8, where `xla` keeps f32 in between:
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from sixbit_jax.formats import NVFP4Tensor, QuantizedTensor, QuantizedWeight, to_int8
 from sixbit_jax.linear.magnitude import outlier_ratio, ratio
+from sixbit_jax.linear.nonlinearity import nonlinear
 from sixbit_jax.linear.spec import LinearSpec
 
 GROUP = 128  # columns that share a rotation, and may share an activation scale
@@ -77,25 +78,46 @@ def _few_tokens(spec: LinearSpec) -> str | None:
 
 
 def run(
-    x: Float[Array, "... k"], w: QuantizedWeight, bias: Float[Array, " n"] | None, act: str | None
+    x: Float[Array, "... k"],
+    w: QuantizedWeight,
+    bias: Float[Array, " n"] | None,
+    act: str | None,
+    nonlinearity: str | None,
 ) -> Float[Array, "... n"]:
-    return _run(x, w, bias, act)[0]
+    return _run(*_prepared(x, w, act, nonlinearity), w, bias, act)[0]
 
 
 def measure(
-    x: Float[Array, "... k"], w: QuantizedWeight, bias: Float[Array, " n"] | None, act: str | None
+    x: Float[Array, "... k"],
+    w: QuantizedWeight,
+    bias: Float[Array, " n"] | None,
+    act: str | None,
+    nonlinearity: str | None,
 ) -> tuple[Float[Array, "... n"], Float[Array, ""]]:
-    y, rounded = _run(x, w, bias, act)
+    x, nonlinearity = _prepared(x, w, act, nonlinearity)
+    y, rounded = _run(x, nonlinearity, w, bias, act)
     if rounded is None or w.smooth is not None:  # the kernel sums what it rounds, and that is smoothed
         return y, outlier_ratio(x)
     return y, ratio(rounded.total, rounded.largest, x.size)
 
 
-def _run(x: Array, w: QuantizedWeight, bias: Array | None, act: str | None) -> tuple[Array, Any]:
+def _prepared(x: Array, w: QuantizedWeight, act: str | None, nonlinearity: str | None) -> tuple[Array, str | None]:
+    """x, and the nonlinearity that is left to the quantizing kernel, if nothing else comes in between."""
+    if act is not None and w.smooth is None and w.low_rank is None:
+        return x, nonlinearity
+    return nonlinear(x, nonlinearity), None
+
+
+def _run(
+    x: Array, nonlinearity: str | None, w: QuantizedWeight, bias: Array | None, act: str | None
+) -> tuple[Array, Any]:
     """y, and x as it was quantized, if it was."""
     rows = x.reshape(-1, x.shape[-1])
     bias = None if bias is None else bias.astype(jnp.float32)
-    y, rounded = (_run_few_tokens(rows, w.weight, bias), None) if act is None else _run_integers(rows, w, bias)
+    if act is None:
+        y, rounded = _run_few_tokens(rows, w.weight, bias), None
+    else:
+        y, rounded = _run_integers(rows, nonlinearity, w, bias)
     return y.reshape(*x.shape[:-1], y.shape[-1]), rounded
 
 
@@ -105,12 +127,13 @@ def _run_few_tokens(x: Array, t: NVFP4Tensor, bias: Array | None) -> Array:
     return nvfp4_matmul(x, t.packed, t.block_scale, t.tensor_scale, bias=bias, out_dtype=x.dtype)
 
 
-def _run_integers(x: Array, w: QuantizedWeight, bias: Array | None) -> tuple[Array, Any]:
+def _run_integers(x: Array, nonlinearity: str | None, w: QuantizedWeight, bias: Array | None) -> tuple[Array, Any]:
     from pallas_kernels.int8_matmul import int8_matmul
     from pallas_kernels.quantize_rows import quantize_rows
 
     factor = None if w.smooth is None else 1.0 / w.smooth
-    rounded = quantize_rows(x, factor=factor, rotate=w.rotated is not None, group=w.act_group)
+    rotate = w.rotated is not None
+    rounded = quantize_rows(x, factor=factor, activation=nonlinearity, rotate=rotate, group=w.act_group)
     # As in `xla`: expanded weights must not be computed out of the step loop, where they would all be kept.
     codes, stored = lax.optimization_barrier((rounded.codes, w.weight))
     weight, weight_scale = _as_int8(stored)

@@ -20,6 +20,7 @@ def routed_linear(
     routes: Sequence[Route],
     index: Int[Array, ""],
     *,
+    nonlinearity: str | None = None,
     measured: bool = False,
 ) -> Any:
     """`linear`, or if asked `measured_linear`, under `routes[index]`.
@@ -39,6 +40,7 @@ def routed_linear(
         routes = [Route(None, route.implementation if route.act is None else None) for route in routes]
         routes = routes[:1] if len(set(routes)) == 1 else routes
     product = measured_linear if measured else linear
+    product = functools.partial(product, nonlinearity=nonlinearity)
     branches = [functools.partial(product, act=r.act, implementation=r.implementation) for r in routes]
     if len(branches) == 1:
         return branches[0](x, w, bias)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from sixbit_jax.attention import Before, attention
 from sixbit_jax.linear import linear, routed_linear
-from sixbit_jax.models.activations import gelu_tanh
+from sixbit_jax.linear.nonlinearity import gelu_tanh, nonlinear
 from sixbit_jax.models.norms import layer_norm, modulate, rms_norm
 from sixbit_jax.models.rope import rope_table
 from sixbit_jax.models.wan_config import GROUPS, WanConfig
@@ -32,6 +32,7 @@ from sixbit_jax.shapes import Compute, Params, RunBlock, RunStack
 Attend: TypeAlias = Callable[..., Array]
 # (group, x, the linear's parameters) -> what to note of a linear group's input
 Observe: TypeAlias = Callable[[str, Array, Params], Any]
+Project: TypeAlias = Callable[..., Array]  # (group, x, its parameters, a nonlinearity that x goes through first)
 
 
 @jax.tree_util.register_dataclass
@@ -130,14 +131,14 @@ def forward(
         def compute(x: Array) -> tuple[Array, dict[str, Any]]:
             inputs = {}
 
-            def project(group: str, x: Array, p: Params) -> Array:
-                route = index[GROUPS.index(group)]
+            def project(group: str, x: Array, p: Params, nonlinearity: str | None = None) -> Array:
+                run = functools.partial(routed_linear, nonlinearity=nonlinearity, measured=outlier_ratios)
+                y = run(x, p["weight"], p["bias"], routes, index[GROUPS.index(group)])
                 if outlier_ratios:
-                    y, inputs[group] = routed_linear(x, p["weight"], p["bias"], routes, route, measured=True)
-                    return y
-                if observe is not None:
-                    inputs[group] = observe(group, x, p)
-                return routed_linear(x, p["weight"], p["bias"], routes, route)
+                    y, inputs[group] = y
+                elif observe is not None:
+                    inputs[group] = observe(group, nonlinear(x, nonlinearity), p)
+                return y
 
             y = block(p, config, x, per_block, (cos, sin), layer_context, tokens, project, attend_to)
             return y, {"inputs": inputs} if inputs else {}
@@ -165,7 +166,7 @@ def block(
     rope: tuple[Float[Array, "s c"], Float[Array, "s c"]],
     context: Context,
     tokens: int,
-    project: Callable[[str, Array, Params], Array],
+    project: Project,
     attend_to: Mapping[str, Attend],
 ) -> Float[Array, "b s d"]:
     """One layer: self-attention, cross-attention, feed-forward. `tokens` of the rows are real, the rest padding."""
@@ -180,8 +181,8 @@ def block(
     x = x + cross_attention(p["cross_attention"], config, y, context, project, attend_to["text"])
 
     y = modulate(layer_norm(x, config.eps), ffn_shift, ffn_scale).astype(x.dtype)
-    hidden = gelu_tanh(project("ffn_in", y, p["ffn_in"])).astype(x.dtype)
-    return _gated_add(x, project("ffn_out", hidden, p["ffn_out"]), ffn_gate)
+    hidden = project("ffn_in", y, p["ffn_in"])
+    return _gated_add(x, project("ffn_out", hidden, p["ffn_out"], "gelu_tanh"), ffn_gate)
 
 
 def self_attention(
@@ -190,7 +191,7 @@ def self_attention(
     x: Float[Array, "b s d"],
     rope: tuple[Float[Array, "s c"], Float[Array, "s c"]],
     tokens: int,
-    project: Callable[[str, Array, Params], Array],
+    project: Project,
     attend: Attend,
 ) -> Float[Array, "b s d"]:
     q, k, v = (_heads(y, config) for y in jnp.split(project("self_qkv", x, p["qkv"]), 3, axis=-1))
@@ -204,7 +205,7 @@ def cross_attention(
     config: WanConfig,
     x: Float[Array, "b s d"],
     context: Context,
-    project: Callable[[str, Array, Params], Array],
+    project: Project,
     attend: Attend,
 ) -> Float[Array, "b s d"]:
     """Every prompt row is seen, the zero rows of a short prompt too: the reference has no mask here."""

@@ -1,12 +1,17 @@
 """`linear`: implementations against the oracle, named choice, worded refusal."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sixbit_jax.dispatch import UnsupportedError
-from sixbit_jax.linear import explain, implementations, linear, routed_linear
+from sixbit_jax.formats import quantize_int8
+from sixbit_jax.linear import explain, implementations, linear, measured_linear, routed_linear
+from sixbit_jax.linear.magnitude import outlier_ratio
+from sixbit_jax.linear.nonlinearity import gelu_tanh
 from sixbit_jax.routes import Route
 
 
@@ -78,6 +83,27 @@ def test_routed_linear_takes_the_route_of_the_index(rng):
         np.testing.assert_allclose(run(jnp.int32(index)), linear(x, w, bias), atol=1e-5, rtol=0)
     assert "cond" in str(jax.make_jaxpr(lambda i: routed_linear(x, w, bias, routes, i))(jnp.int32(0)))
     assert "cond" not in str(jax.make_jaxpr(lambda i: routed_linear(x, w, bias, routes[:1], i))(jnp.int32(0)))
+
+
+@pytest.mark.parametrize("weight", [lambda w: w, quantize_int8], ids=["dense", "int8"])
+def test_a_nonlinearity_comes_first(rng, weight):
+    """In values, in what is measured and in gradients."""
+    x, w, bias = operands(rng)
+    w = weight(w)
+    after = lambda x: linear(gelu_tanh(x), w, bias)
+    fused = functools.partial(linear, w=w, bias=bias, nonlinearity="gelu_tanh")
+    np.testing.assert_allclose(fused(x), after(x), atol=1e-5, rtol=0)
+    gradients = [jax.grad(lambda x, run=run: jnp.sum(run(x) ** 2))(x) for run in (fused, after)]
+    np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-4)
+    y, ratio = measured_linear(x, w, bias, nonlinearity="gelu_tanh")
+    np.testing.assert_allclose(y, after(x), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(ratio, outlier_ratio(gelu_tanh(x)), rtol=1e-5)
+
+
+def test_an_unknown_nonlinearity_is_named(rng):
+    x, w, _ = operands(rng)
+    with pytest.raises(ValueError, match='unknown nonlinearity "gelu"; did you mean "gelu_tanh"'):
+        linear(x, w, nonlinearity="gelu")
 
 
 def test_measured_linear_is_linear_and_how_uneven_its_input_is(rng):

@@ -12,6 +12,7 @@ from pallas_kernels.quantize_rows.config import LEAST_WIDTH
 from sixbit_jax.formats import QuantizedWeight, hadamard, quantize_int8, quantize_nvfp4
 from sixbit_jax.linear import pallas, reference, xla
 from sixbit_jax.linear.magnitude import outlier_ratio
+from sixbit_jax.linear.nonlinearity import nonlinear
 from sixbit_jax.linear.spec import LinearSpec, describe
 
 SPEC = LinearSpec(m=64, k=512, n=256, x="bfloat16", w="nvfp4", act="int8", platform="gpu")
@@ -83,34 +84,36 @@ def weights(rng):
     }
 
 
+@pytest.mark.parametrize("nonlinearity", [None, "gelu_tanh"])
 @pytest.mark.parametrize("name", ["int8", "nvfp4, grouped", "rotated and smooth", "low rank", "few tokens"])
-def test_as_close_to_the_dense_product_as_xla(rng, name):
+def test_as_close_to_the_dense_product_as_xla(rng, name, nonlinearity):
     """Rounding smoothed activations to bf16 before INT8 adds a hundredth of its variance, hence far below a tenth."""
     w, act = weights(rng)[name], None if name == "few tokens" else "int8"
     x = jnp.asarray(rng.normal(size=(2, 9, 512)), jnp.bfloat16)
     bias = jnp.asarray(rng.normal(size=256), jnp.float32)
     assert pallas.supports(dataclasses.replace(describe(x, w, act), platform="gpu")) is None
-    oracle = np.asarray(reference.run(x.astype(jnp.float32), w, bias, None))
+    oracle = np.asarray(reference.run(nonlinear(x.astype(jnp.float32), nonlinearity), w, bias, None))
     error = lambda y: np.linalg.norm(np.asarray(y, np.float32) - oracle) / np.linalg.norm(oracle)
-    ours = pallas.run(x, w, bias, act)
+    ours = pallas.run(x, w, bias, act, nonlinearity)
     assert ours.shape == oracle.shape
     assert ours.dtype == x.dtype
-    assert error(ours) <= 1.1 * error(xla.run(x, w, bias, act)) + 1e-5
+    assert error(ours) <= 1.1 * error(xla.run(nonlinear(x, nonlinearity), w, bias, act)) + 1e-5
 
 
+@pytest.mark.parametrize("nonlinearity", [None, "gelu_tanh"])
 @pytest.mark.parametrize("name", ["int8", "nvfp4, grouped", "rotated and smooth", "few tokens"])
-def test_it_measures_what_it_multiplies(rng, name):
-    """Sums of f32 in another order; what is measured is the input as it came, not smoothed."""
+def test_it_measures_what_it_multiplies(rng, name, nonlinearity):
+    """Not smoothed, and perhaps not rounded to bf16 yet."""
     w, act = weights(rng)[name], None if name == "few tokens" else "int8"
     x = jnp.asarray(rng.normal(size=(2, 9, 512)), jnp.bfloat16)
-    y, ratio = pallas.measure(x, w, None, act)
-    np.testing.assert_array_equal(y, pallas.run(x, w, None, act))
-    np.testing.assert_allclose(ratio, outlier_ratio(x), rtol=1e-5)
+    y, ratio = pallas.measure(x, w, None, act, nonlinearity)
+    np.testing.assert_array_equal(y, pallas.run(x, w, None, act, nonlinearity))
+    np.testing.assert_allclose(ratio, outlier_ratio(nonlinear(x, nonlinearity)), rtol=2**-8 if nonlinearity else 1e-5)
 
 
 def test_nvfp4_weights_are_expanded_by_our_kernel(rng):
     """Where k allows it. Elsewhere, and on a CPU, the same numbers come from XLA."""
     x = jnp.asarray(rng.normal(size=(9, 512)), jnp.bfloat16)
-    lowered = jax.jit(lambda x, w: pallas.run(x, w, None, "int8")).trace(x, weights(rng)["nvfp4, grouped"])
-    # Quantizing the activations, expanding the weight, their product.
+    lowered = jax.jit(lambda x, w: pallas.run(x, w, None, "int8", "gelu_tanh")).trace(x, weights(rng)["nvfp4, grouped"])
+    # Quantizing the activations and GELU before it, expanding the weight, their product.
     assert lowered.lower(lowering_platforms=("cuda",)).as_text().count("mosaic_gpu_v2(") == 3
