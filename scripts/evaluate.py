@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--flow-shift", type=float, help="of the noise levels")
     p.add_argument("--solver", help="unipc or euler")
     p.add_argument("--processes", type=int, default=1, help="that share the recipes; each holds a model")
+    p.add_argument("--batch", type=int, default=1, help="videos at a time; pays for a small model on a GPU")
     p.add_argument("--output", type=Path, default=Path("outputs/evaluation"), help="folder; a run in it is continued")
     return p
 

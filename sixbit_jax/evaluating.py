@@ -37,6 +37,7 @@ from sixbit_jax.pipeline import Result, WanPipeline
 from sixbit_jax.quantizing import gather_statistics
 from sixbit_jax.realised import realised
 from sixbit_jax.recipes import Recipe
+from sixbit_jax.several import several
 from sixbit_jax.versions import versions
 
 _OVERRIDES = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "flow_shift", "solver")
@@ -61,6 +62,7 @@ class Plan:
     statistics: calibrate.StatisticsByComponent | None
     identity: str
     folder: Path
+    batch: int = 1  # videos at a time
 
     def key(self, recipe: Recipe, case: Case) -> str:
         """Names a run by everything that decides its figures."""
@@ -91,7 +93,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     """Everything that can be wrong is looked at here."""
     chosen = [_with_options(recipes.load(name), args) for name in _names(args)]
     prompts = held_out(args.held_out) if args.held_out else read_prompts(args.prompts)
-    for flag, number in (("--seeds", args.seeds), ("--processes", args.processes)):
+    for flag, number in (("--seeds", args.seeds), ("--processes", args.processes), ("--batch", args.batch)):
         if number < 1:
             raise UserError(f"{flag} {number}: needs at least 1")
     outputs.check_writable("--output", args.output / "runs.jsonl")
@@ -111,6 +113,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         statistics=statistics,
         identity=f"{manifest.source.get('fingerprint')} {_digest(statistics)}",
         folder=args.output,
+        batch=args.batch,
     )
 
 
@@ -146,12 +149,25 @@ def run_recipe(plan: Plan, recipe: Recipe, *, quiet: bool = False) -> None:
     if not missing:
         return
     pipe = WanPipeline.load(plan.model, recipe, statistics=plan.statistics)
-    for case in tqdm(missing, desc=recipe.name, unit="video", dynamic_ncols=True, disable=quiet or None):
-        settings = plan.overrides | {"seed": case.seed}
-        result = cli.interruptible(functools.partial(pipe, case.prompt.text, **settings))
-        if is_reference:
-            outputs.write_npz(plan.reference_file(case), {"video": result.video, "latents": result.latents})
-        _append(plan.folder, _line(plan, pipe, case, result))
+    with tqdm(
+        total=len(missing), desc=recipe.name, unit="video", dynamic_ncols=True, disable=quiet or None
+    ) as progress:
+        for first in range(0, len(missing), plan.batch):
+            cases = missing[first : first + plan.batch]
+            for case, result in zip(cases, _make(plan, pipe, cases), strict=True):
+                if is_reference:
+                    outputs.write_npz(plan.reference_file(case), {"video": result.video, "latents": result.latents})
+                _append(plan.folder, _line(plan, pipe, case, result))
+            progress.update(len(cases))
+
+
+def _make(plan: Plan, pipe: WanPipeline, cases: Sequence[Case]) -> list[Result]:
+    """One by one, as a user makes them, unless asked otherwise."""
+    settings = [plan.overrides | {"seed": case.seed} for case in cases]
+    if plan.batch == 1:
+        return [cli.interruptible(functools.partial(pipe, cases[0].prompt.text, **settings[0]))]
+    chosen = [pipe.settings(prompt=case.prompt.text, **each) for case, each in zip(cases, settings, strict=True)]
+    return cli.interruptible(functools.partial(several, pipe, chosen))
 
 
 def read_runs(folder: Path) -> dict[str, Any]:

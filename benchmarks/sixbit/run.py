@@ -45,6 +45,7 @@ def main() -> None:
     p.add_argument("--dtype", choices=("bf16", "f32"), default="f32", help="of what is not quantized")
     p.add_argument("--reference", help="recipe that figures are against; the dense model by default")
     p.add_argument("--processes", type=int, default=1, help="that share the recipes; each holds a model")
+    p.add_argument("--batch", type=int, default=1, help="videos at a time; pays for a small model on a GPU")
     p.add_argument("--output", type=Path, default=Path("outputs/sixbit"), help="folder; a run in it is continued")
     args = p.parse_args()
 
@@ -52,8 +53,9 @@ def main() -> None:
     for name in names:
         if name not in EXPERIMENTS:
             raise UserError(f'--experiments: unknown "{name}"; {nearest(name, EXPERIMENTS)}')
-    if args.processes < 1:
-        raise UserError(f"--processes {args.processes}: needs at least 1")
+    for flag, number in (("--processes", args.processes), ("--batch", args.batch)):
+        if number < 1:
+            raise UserError(f"{flag} {number}: needs at least 1")
     plan = make_plan(args)
     bench = make_bench(args, plan)
     for name in names:
@@ -76,6 +78,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         statistics=None,
         identity=f"{manifest.contents} none",
         folder=args.output,
+        batch=args.batch,
     )
 
 

@@ -1,7 +1,7 @@
 """Our own kernels, on Hopper GPUs: INT8 activations × quantized weights, and NVFP4 weights under few tokens.
 
     INT8 route    quantize_rows (GELU, smoothing, rotation, scales; one pass over x) -> int8_matmul (scales, bias, and
-                  the low-rank branch where there is one, in its epilogue); NVFP4 weights are expanded to INT8 just before
+                  a low-rank branch, in its epilogue); NVFP4 weights are expanded to INT8 just before
     A16 route     nvfp4_matmul: weights decoded in registers, where reading them is the cost
 
 Smoothed activations are rounded to bf16 before they are rotated and rounded to INT8, where `xla` keeps f32 in between:

@@ -126,7 +126,7 @@ def test_an_evaluation_is_continued(model, tmp_path):
     assert [json.loads(line)["recipe"] for line in lines.splitlines()] == ["f32", "w8a8"]
     with (tmp_path / "out" / "runs.jsonl").open("a") as file:
         file.write(lines[:50] + "\n")
-    done = run("evaluate", "--recipes", "w8a8,w4a4", "--processes", "2", *shared, *output)
+    done = run("evaluate", "--recipes", "w8a8,w4a4", "--processes", "2", "--batch", "2", *shared, *output)
     assert done.returncode == 0, done.stderr
     after = (tmp_path / "out" / "runs.jsonl").read_text().splitlines()
     assert "\n".join(after[:2]) + "\n" == lines
@@ -139,7 +139,7 @@ def test_an_evaluation_is_continued(model, tmp_path):
     assert means["w8a8"]["activation_bits"] == 8
     page = (tmp_path / "out" / "evaluation.md").read_text()
     assert "| w4a4 | 1 |" in page
-    assert "python scripts/evaluate.py --recipes w8a8,w4a4 --processes 2" in page
+    assert "python scripts/evaluate.py --recipes w8a8,w4a4 --processes 2 --batch 2" in page
 
 
 def test_ctrl_c_ends_an_evaluation_and_its_processes(model, tmp_path):
@@ -189,6 +189,7 @@ def _members(session: int) -> list[int]:
         (["--recipes", ","], ["--recipes", "names none"]),
         (["--recipes", "w4a8", "--seeds", "0"], ["--seeds 0", "at least 1"]),
         (["--recipes", "w4a8", "--processes", "0"], ["--processes 0", "at least 1"]),
+        (["--recipes", "w4a8", "--batch", "0"], ["--batch 0", "at least 1"]),
         (["--recipes", "w4a8", "--held-out", "2"], ["--held-out", "not allowed with", "--prompts"]),
         (["--recipes", "viditq-w4a8"], ["needs statistics", "--calibrate-prompts"]),
         (["--recipes", "w4a8", "--output", "{tmp}/prompts.txt"], ["--output", "is not a folder"]),
