@@ -1,9 +1,10 @@
-"""What all scripts share: mistakes become one line on stderr and exit code 2, Ctrl-C becomes exit code 130."""
+"""What all scripts share: mistakes become one line on stderr and exit code 2, Ctrl-C and SIGTERM 130 and 143."""
 
 import argparse
 import concurrent.futures
 import difflib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -13,6 +14,10 @@ from typing import NoReturn, TypeVar
 from sixbit_jax.errors import UserError
 
 Result = TypeVar("Result")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as batch systems and `timeout` send it: unwound as Ctrl-C is, so that no process is left behind."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,17 +35,22 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's `main` and leave with its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = main() or 0
     except UserError as error:
         _say(f"error: {error}")
         code = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         _say("interrupted")
         sys.stdout.flush()
         # All of ours is unwound. Threads of XLA and Orbax may still run: an orderly exit would wait for them or abort.
-        os._exit(130)
+        os._exit(143 if isinstance(interrupt, Terminated) else 130)
     sys.exit(code)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
 
 
 def interruptible(work: Callable[[], Result]) -> Result:

@@ -142,7 +142,8 @@ def test_an_evaluation_is_continued(model, tmp_path):
     assert "python scripts/evaluate.py --recipes w8a8,w4a4 --processes 2 --batch 2" in page
 
 
-def test_ctrl_c_ends_an_evaluation_and_its_processes(model, tmp_path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_an_evaluation_and_its_processes(model, tmp_path, sent, code):
     """While they are at recipes that would take minutes."""
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     command = [
@@ -160,10 +161,10 @@ def test_ctrl_c_ends_an_evaluation_and_its_processes(model, tmp_path):
         deadline = time.monotonic() + 200
         while len(_members(process.pid)) < 3 and time.monotonic() < deadline:
             time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         process.wait(timeout=60)
     seen = (tmp_path / "log").read_text()
-    assert process.returncode == 130, seen
+    assert process.returncode == code, seen
     assert "interrupted" in seen
     deadline = time.monotonic() + 20
     while _members(process.pid) and time.monotonic() < deadline:
