@@ -20,6 +20,7 @@ class FusedConfig:
     cluster: int = 1  # CTAs that share the tokens they load
     inside: bool = False  # finish in the kernel; of one part only
     groups: int = 1  # of decoding warpgroups in a CTA, which take chunks in turn; two need an even number of stages
+    tiles: int = 0
 
 
 def choose_config(m: int, k: int, n: int, kind: str) -> FusedConfig:
