@@ -14,23 +14,21 @@ import dataclasses
 import functools
 from typing import Any
 
-from jax.experimental.mosaic.gpu import utils
-from jaxlib.mlir.dialects import arith
+from jaxlib.mlir import ir
 
 from pallas_kernels import ptx
 from pallas_kernels.mosaic import ceil_div
+from pallas_kernels.nvfp4_matmul.config import SPAN
 from pallas_kernels.nvfp4_matmul.decode_sm90 import factor, pairs, product
+from pallas_kernels.nvfp4_matmul.emulation import SCALE_BACK, SLICE
 from pallas_kernels.ptx import Value
 
 ROWS = 16  # of a product
 TOKENS = 8
-SLICE = 64  # columns of a warp
-SLICES = 8  # warps that share a span
-SPAN = SLICE * SLICES  # columns in shared memory at a time
+SLICES = SPAN // SLICE  # and as many warps, of a group
 WORDS, BLOCKS = SPAN // 8, SPAN // 16
 EIGHT_ROWS = 8 * 4 * WORDS  # bytes of words
 TILE = 8 * 128  # bytes of eight rows of 128: swizzled
-SCALE_BACK = 128.0  # weights are decoded to values times 2^-7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,23 +146,26 @@ class Lane:
             product, (row, token) = i // 4, divmod(i % 4, 2)
             tile, eight = divmod(product, share.eights)
             offset = (TOKENS * eight + token) * share.line + ROWS * tile + 8 * row
-            ptx.emit(f"st.shared.b32 [{{i[0]}} + {4 * offset}], {{i[1]}};", "", [("r", address), ("f", x)], volatile=True)
+            ptx.emit(
+                f"st.shared.b32 [{{i[0]}} + {4 * offset}], {{i[1]}};", "", [("r", address), ("f", x)], volatile=True
+            )
 
     def finish(self, tile: Value, memory: Value, scale: Any, bias: Any, out: Any) -> None:
         """All warps' sums, in their order, of pairs of rows: scaled, moved by the bias, rounded, stored."""
-        share = self.share
+        share, zero = self.share, ptx.constant(0, "r")
         pairs_a_token, threads = share.rows // 2, 32 * SLICES * share.groups
-        first_row = _mad(tile, share.rows, ptx.constant(0, "r"))
+        first_row = _mad(tile, share.rows, zero)
         for i in range(ceil_div(share.m * pairs_a_token, threads)):
-            item = _mad(self.thread, 1, ptx.constant(i * threads, "r"))
-            token = arith.divui(item, ptx.constant(pairs_a_token, "r"))
-            inside = _mad(arith.remui(item, ptx.constant(pairs_a_token, "r")), 2, ptx.constant(0, "r"))
-            row = ptx.add(first_row, inside, "r")
+            item = ptx.add(self.thread, ptx.constant(i * threads, "r"), "r")
+            token, pair = (_int(f"{name}.u32 {{o[0]}}, {{i[0]}}, {pairs_a_token};", item) for name in ("div", "rem"))
+            row = _mad(pair, 2, first_row)
             here = _below(row, share.n, _below(token, share.m, None))
-            with utils.when(arith.cmpi(arith.CmpIPredicate.ne, here, ptx.constant(0, "r"))):
-                factors, moved = _of_rows(scale, row), _of_rows(bias, row)
-                sums = self._sums(_mad(token, share.line, inside), memory)
-                _store(out, _mad(token, share.n, row), _finished(sums, factors, moved))
+            # Where there is nothing, the first pair is added up once more and not stored.
+            place = _where(here, _mad(token, share.line, _mad(pair, 2, zero)))
+            row = _where(here, row)
+            factors, moved = _of_rows(scale, row), _of_rows(bias, row) if bias is not None else None
+            pair_sums = _finished(self._sums(place, memory), factors, moved)
+            _store(out, _mad(token, share.n, row), pair_sums, here)
 
     def _sums(self, place: Value, memory: Value) -> list[Value]:
         address = _mad(place, 4, ptx.shared_address(memory))
@@ -196,31 +197,32 @@ def token_pairs(words: list[Value]) -> list[Value]:
     return [pick(words[i], words[i + 2], bytes_) for i in range(2) for bytes_ in ("0x5410", "0x7632")]
 
 
-def _of_rows(values: Any, row: Value) -> list[Value] | None:
+def _of_rows(values: Any, row: Value) -> list[Value]:
     """Two of values f32 (n,) from a row on; of (1,) the only one, twice."""
-    if values is None:
-        return None
-    if utils.ir.MemRefType(values.type).shape == [1]:
+    if ir.MemRefType(values.type).shape == [1]:
         return [ptx.load_global(values, ptx.constant(0, "r"))] * 2
     return [ptx.load_global(values, ptx.add(row, ptx.constant(i, "r"), "r")) for i in range(2)]
 
 
-def _finished(sums: list[Value], factors: list[Value] | None, moved: list[Value] | None) -> list[Value]:
+def _finished(sums: list[Value], factors: list[Value], moved: list[Value] | None) -> list[Value]:
     back = ptx.constant(SCALE_BACK, "f")
-    scales = [ptx.multiply(x, back) for x in factors or []]
+    scales = [ptx.multiply(x, back) for x in factors]
     if moved is None:
         return [ptx.multiply(x, scale) for x, scale in zip(sums, scales, strict=True)]
     return [ptx.fma(x, scale, y) for x, scale, y in zip(sums, scales, moved, strict=True)]
 
 
-def _store(out: Any, place: Value, pair: list[Value]) -> None:
+def _store(out: Any, place: Value, pair: list[Value], here: Value) -> None:
     """Two neighbours, from an even place on."""
-    if utils.ir.MemRefType(out.type).element_type == utils.ir.BF16Type.get():
-        size, kind, ins = 2, "b32 [p], {i[2]}", [("r", ptx.to_bf16(pair))]
+    if ir.MemRefType(out.type).element_type == ir.BF16Type.get():
+        size, kind, ins = 2, "b32 [p], {i[3]}", [("r", ptx.to_bf16(pair))]
     else:
-        size, kind, ins = 4, "v2.f32 [p], {{{i[2]}, {i[3]}}}", [("f", x) for x in pair]
-    text = f"{{{{ .reg .b64 p; mad.wide.s32 p, {{i[1]}}, {size}, {{i[0]}}; cvta.to.global.u64 p, p; st.global.{kind}; }}}}"
-    ptx.emit(text, "", [("l", ptx.address(out)), ("r", place), *ins], volatile=True)
+        size, kind, ins = 4, "v2.f32 [p], {{{i[3]}, {i[4]}}}", [("f", x) for x in pair]
+    text = (
+        f"{{{{ .reg .b64 p; .reg .pred q; mad.wide.s32 p, {{i[1]}}, {size}, {{i[0]}}; cvta.to.global.u64 p, p; "
+        f"setp.ne.s32 q, {{i[2]}}, 0; @q st.global.{kind}; }}}}"
+    )
+    ptx.emit(text, "", [("l", ptx.address(out)), ("r", place), ("r", here), *ins], volatile=True)
 
 
 def _int(text: str, *operands: Value) -> Value:
@@ -234,3 +236,8 @@ def _mad(x: Value, factor: int, offset: Value) -> Value:
 def _below(x: Value, bound: int, and_: Value | None) -> Value:
     text = f"{{{{ .reg .pred p; setp.lt.s32 p, {{i[0]}}, {bound}; selp.b32 {{o[0]}}, {{i[1]}}, 0, p; }}}}"
     return _int(text, x, ptx.constant(1, "r") if and_ is None else and_)
+
+
+def _where(here: Value, x: Value) -> Value:
+    """Else zero."""
+    return _int("{{ .reg .pred p; setp.ne.s32 p, {i[0]}, 0; selp.b32 {o[0]}, {i[1]}, 0, p; }}", here, x)
