@@ -12,6 +12,7 @@ lanes that load at once meet in a bank.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from jaxlib.mlir import ir
@@ -63,6 +64,16 @@ class Share:
     @property
     def spans(self) -> int:
         return ceil_div(self.k, SPAN)
+
+    @property
+    def threads(self) -> int:
+        """That multiply."""
+        return 32 * SLICES * self.groups
+
+    @property
+    def items(self) -> int:
+        """Pairs of rows, for all tokens, that a thread finishes."""
+        return ceil_div(self.m * self.rows // 2, self.threads)
 
     @property
     def line(self) -> int:
@@ -150,22 +161,33 @@ class Lane:
                 f"st.shared.b32 [{{i[0]}} + {4 * offset}], {{i[1]}};", "", [("r", address), ("f", x)], volatile=True
             )
 
-    def finish(self, tile: Value, memory: Value, scale: Any, bias: Any, out: Any) -> None:
+    def vectors(self, tile: Value, vectors: Sequence[Any]) -> list[Value]:
+        """By pair of rows that this thread will finish, the pair's values of each vector."""
+        found = []
+        for item in range(self.share.items):
+            *_, row, _ = self._item(tile, item)
+            found += [x for values in vectors for x in _of_rows(values, row)]
+        return found
+
+    def finish(self, tile: Value, memory: Value, vectors: list[Value], out: Any) -> None:
         """All warps' sums, in their order, of pairs of rows: scaled, moved by the bias, rounded, stored."""
-        share, zero = self.share, ptx.constant(0, "r")
-        pairs_a_token, threads = share.rows // 2, 32 * SLICES * share.groups
-        first_row = _mad(tile, share.rows, zero)
-        for i in range(ceil_div(share.m * pairs_a_token, threads)):
-            item = ptx.add(self.thread, ptx.constant(i * threads, "r"), "r")
-            token, pair = (_int(f"{name}.u32 {{o[0]}}, {{i[0]}}, {pairs_a_token};", item) for name in ("div", "rem"))
-            row = _mad(pair, 2, first_row)
-            here = _below(row, share.n, _below(token, share.m, None))
+        per_item = len(vectors) // self.share.items
+        for item in range(self.share.items):
+            token, pair, row, here = self._item(tile, item)
             # Where there is nothing, the first pair is added up once more and not stored.
-            place = _where(here, _mad(token, share.line, _mad(pair, 2, zero)))
-            row = _where(here, row)
-            factors, moved = _of_rows(scale, row), _of_rows(bias, row) if bias is not None else None
-            pair_sums = _finished(self._sums(place, memory), factors, moved)
-            _store(out, _mad(token, share.n, row), pair_sums, here)
+            place = _where(here, _mad(token, self.share.line, _mad(pair, 2, ptx.constant(0, "r"))))
+            its = vectors[per_item * item : per_item * (item + 1)]
+            pair_sums = _finished(self._sums(place, memory), its[:2], its[2:])
+            _store(out, _mad(token, self.share.n, row), pair_sums, here)
+
+    def _item(self, tile: Value, item: int) -> tuple[Value, Value, Value, Value]:
+        """Token, pair of rows in the CTA, its first row (zero where there is none), and whether it exists."""
+        share = self.share
+        number = ptx.add(self.thread, ptx.constant(item * share.threads, "r"), "r")
+        token, pair = (_int(f"{name}.u32 {{o[0]}}, {{i[0]}}, {share.rows // 2};", number) for name in ("div", "rem"))
+        row = _mad(pair, 2, _mad(tile, share.rows, ptx.constant(0, "r")))
+        here = _below(row, share.n, _below(token, share.m, None))
+        return token, pair, _where(here, row), here
 
     def _sums(self, place: Value, memory: Value) -> list[Value]:
         address = _mad(place, 4, ptx.shared_address(memory))
@@ -204,10 +226,10 @@ def _of_rows(values: Any, row: Value) -> list[Value]:
     return [ptx.load_global(values, ptx.add(row, ptx.constant(i, "r"), "r")) for i in range(2)]
 
 
-def _finished(sums: list[Value], factors: list[Value], moved: list[Value] | None) -> list[Value]:
+def _finished(sums: list[Value], factors: list[Value], moved: list[Value]) -> list[Value]:
     back = ptx.constant(SCALE_BACK, "f")
     scales = [ptx.multiply(x, back) for x in factors]
-    if moved is None:
+    if not moved:
         return [ptx.multiply(x, scale) for x, scale in zip(sums, scales, strict=True)]
     return [ptx.fma(x, scale, y) for x, scale, y in zip(sums, scales, moved, strict=True)]
 

@@ -31,7 +31,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import ptx
-from pallas_kernels.mosaic import ceil_div, launch_grid, swizzled
+from pallas_kernels.mosaic import WARPGROUP, ceil_div, launch_grid, swizzled
 from pallas_kernels.nvfp4_matmul.config import FusedConfig
 from pallas_kernels.nvfp4_matmul.lanes_sm90 import BLOCKS, SLICES, WORDS, Lane, Share, multiply
 
@@ -133,10 +133,11 @@ class Kernel:
         return lax.fori_loop(0, count, span, (self._zeros(), self._tokens(x_gmem, group)))[0]
 
     def _finish(self, sums: Array, vectors_gmem, out_gmem, scratch) -> None:
+        vectors = self._vectors(vectors_gmem)  # on their way while sums are
         self._keep(sums, scratch["sums_smem"])
         plgpu.barrier_arrive(scratch["summed"])
         plgpu.barrier_wait(scratch["summed"])
-        self._store(scratch["sums_smem"], vectors_gmem, out_gmem)
+        self._store(scratch["sums_smem"], vectors, out_gmem)
 
     # Steps in registers.
 
@@ -179,11 +180,20 @@ class Kernel:
 
         run(sums, memory)
 
-    def _store(self, memory, vectors_gmem, out_gmem) -> None:
-        refs = (memory, out_gmem, *vectors_gmem)
+    def _vectors(self, vectors_gmem) -> Array:
+        refs, kind = [ptx.REF] * len(vectors_gmem), ptx.bag(2 * len(vectors_gmem) * self.share.items, "f")
 
-        @plgpu.inline_mgpu(arg_types=(ptx.SCALAR, *[ptx.REF] * len(refs)))
-        def run(_, tile, memory, out, scale, bias=None):
-            Lane(self.share).finish(ptx.unpack(tile)[0], memory, scale, bias, out)
+        @plgpu.inline_mgpu(arg_types=(ptx.SCALAR, *refs), return_type=kind)
+        def run(_, tile, *vectors):
+            return ptx.pack(Lane(self.share).vectors(ptx.unpack(tile)[0], vectors), "f")
 
-        run(lax.axis_index("rows"), *refs)
+        return run(lax.axis_index("rows"), *vectors_gmem)
+
+    def _store(self, memory, vectors: Array, out_gmem) -> None:
+        count = vectors.size // WARPGROUP
+
+        @plgpu.inline_mgpu(arg_types=(ptx.SCALAR, ptx.REF, ptx.bag(count, "f").layout, ptx.REF))
+        def run(_, tile, memory, vectors, out):
+            Lane(self.share).finish(ptx.unpack(tile)[0], memory, ptx.unpack(vectors), out)
+
+        run(lax.axis_index("rows"), memory, vectors, out_gmem)

@@ -132,7 +132,7 @@ def test_fused_nvfp4_candidates(record_property, m):
 @pytest.mark.parametrize("tiles", [1, 3, 7, 8])
 @pytest.mark.parametrize("m", [1, 5, 16])
 def test_fused_nvfp4_by_warps(record_property, m, tiles, groups, early):
-    """Rows that are no multiple of a CTA's, half a span at the end of K, a scale a row; twice, after what is not zero."""
+    """Rows that are no multiple of a CTA's, half a span at the end of K, a scale a row; twice, the first after NaN."""
     k, n = 1280, 128 * 9
     packed, scale = nvfp4_weights(nvfp4_matmul.Case("fused", m, k, n))
     keys = jax.random.split(jax.random.key(3), 3)

@@ -60,6 +60,17 @@ def test_a_cta_computes_its_rows(monkeypatch, rng, share, tile):
     assert np.isnan(np.delete(out, rows, axis=1)).all()
 
 
+@pytest.mark.parametrize("warp", range(SLICES))
+def test_lanes_that_load_at_once_do_not_meet_in_a_bank(monkeypatch, warp):
+    addresses = []
+    for lane in range(32):
+        monkeypatch.setattr(ptx, "thread_in_cta", lambda lane=lane: 32 * warp + lane)
+        monkeypatch.setattr(ptx, "thread_column", lambda lane=lane: lane % 4)
+        addresses.append(Lane(Share(8, 512, 16, 1, 1))._word_address(0))
+    for half in np.array(addresses).reshape(2, 16):
+        assert len(set(half // 8 % 16)) == 16
+
+
 def _warp_sums(monkeypatch, share, tile, warp, x, packed, scales):
     """(sixteen rows, eight tokens, rows, tokens), from the operands of 32 lanes in every span of the warp's group."""
     total = 0.0
@@ -133,10 +144,11 @@ def _finish(monkeypatch, share, tile, memory, factors, bias):
     monkeypatch.setattr(ptx, "fma", lambda x, y, z: x * y + z)
     monkeypatch.setattr(lanes_sm90, "_of_rows", lambda values, row: list(values[row : row + 2]))
     monkeypatch.setattr(lanes_sm90, "_store", store)
-    for thread in range(32 * SLICES * share.groups):
+    for thread in range(share.threads):
         monkeypatch.setattr(ptx, "thread_in_cta", lambda thread=thread: thread)
         monkeypatch.setattr(ptx, "thread_column", lambda thread=thread: thread % 4)
-        Lane(share).finish(tile, 0, factors, bias, out)
+        lane = Lane(share)
+        lane.finish(tile, 0, lane.vectors(tile, (factors, bias)), out)
     return out
 
 
