@@ -29,9 +29,8 @@ class FusedConfig:
     cluster: int = 1  # CTAs that share the tokens they load
     inside: bool = False  # finish in the kernel; of one part only
     groups: int = 1  # of decoding warpgroups in a CTA, which take chunks in turn; two need an even number of stages
-    tiles: int = (
-        0  # of sixteen rows a CTA, by products of single warps, always finished inside; parts and cluster are 1
-    )
+    # Of sixteen rows a CTA, by products of single warps; always finished inside. Parts and cluster are 1.
+    tiles: int = 0
     early: bool = False  # with tiles: start while the kernel before it ends, and let the next one do so
 
 

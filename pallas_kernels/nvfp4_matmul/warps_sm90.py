@@ -2,22 +2,23 @@
 
 What bounds few tokens is less the memory (13824 × 5120 are 39.8 MB, 9.4 µs) than the instructions that decode, so
 
-- all SMs decode. A product of one warp takes sixteen rows of the weight where a wgmma takes 64: 864 of them are seven
-  for each of 124 CTAs, where 108 tiles of 128 rows keep the rest of 132 SMs idle. K is not cut between CTAs;
+- nearly all SMs decode. A product of one warp takes sixteen rows of the weight where a wgmma takes 64: 864 of them are
+  seven for each of 124 CTAs, where 108 tiles of 128 rows keep the rest of 132 SMs idle. K is not cut between CTAs;
 - each of eight warps multiplies its eighth of the columns with all rows of its CTA. So the tokens, which a warp loads
   straight into registers a span ahead, are loaded once a CTA, in the order they have: no other kernel prepares them;
 - warps wait for weights only: not for a product to end, nor for each other.
 
 At seven times sixteen rows and eight tokens a span of 512 columns is 570 instructions a warp: 11400 cycles for the
-schedulers of an SM, 6.2 µs at 1.85 GHz, where `kernel_sm90` takes 18600. With two `groups` of eight warps, which take
+schedulers of an SM, 6.2 µs at 1.85 GHz, where `kernel_sm90` takes 17200. With two `groups` of eight warps, which take
 spans in turn, four warps a scheduler fill each other's waits. Sums are added up in shared memory, in the order of the
 warps; then come scale, bias and rounding.
 
 With `early` a CTA begins as soon as an SM is free, and waits for the end of the kernel before only when all is set up;
 the launch then takes no time of its own. That needs jax 0.11: in 0.10 it changes nothing.
 
-A product takes a warp of each scheduler at least eight cycles per eight tokens, so this is for few of them: with 32 the
-tensor cores are as busy as the memory.
+Products of warps have some 60 % of the rate of a wgmma, six or seven cycles each, and every eight tokens take one more:
+with 32 of them the tensor cores are nearly as busy as the memory. So this is for few tokens. None of these times is
+measured.
 """
 
 import dataclasses
