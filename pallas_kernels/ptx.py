@@ -199,6 +199,17 @@ def to_e4m3(four: Sequence[Value]) -> Value:
     return op(text, "r", *(("f", x) for x in four))
 
 
+def mma_bf16(left: Sequence[Value], right0: Value, right1: Value, sums: Sequence[Value] | None = None) -> list[Value]:
+    """Of one warp: 16 × 16 bf16 with 16 × 8, added to the f32 sums."""
+    zero = constant(0.0, "f")
+    text = (
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {{{o[0]}, {o[1]}, {o[2]}, {o[3]}}}, "
+        "{{{i[0]}, {i[1]}, {i[2]}, {i[3]}}}, {{{i[4]}, {i[5]}}}, {{{i[6]}, {i[7]}, {i[8]}, {i[9]}}};"
+    )
+    ins = [("r", x) for x in (*left, right0, right1)] + [("f", x) for x in (sums or [zero] * 4)]
+    return emit(text, "ffff", ins)
+
+
 def across_lanes(
     x: Value, kind: str, combine: Callable[[Value, Value], Value], distances: Sequence[int] = (1, 2)
 ) -> Value:
@@ -261,6 +272,33 @@ def load_shared(address: Value, offset: int) -> list[Value]:
 def store_shared(address: Value, offset: int, four: Sequence[Value]) -> None:
     text = f"st.shared.v4.f32 [{{i[0]}} + {offset}], {{{{{{i[1]}}, {{i[2]}}, {{i[3]}}, {{i[4]}}}}}};"
     emit(text, "", [("r", address), *(("f", x) for x in four)], volatile=True)
+
+
+def load_words(address: Value, offset: int, count: int) -> list[Value]:
+    """Two or four integers of shared memory."""
+    names = ", ".join(f"{{o[{i}]}}" for i in range(count))
+    text = f"ld.shared.v{count}.b32 {{{{{names}}}}}, [{{i[0]}} + {offset}];"
+    return emit(text, "r" * count, [("r", address)], volatile=True)
+
+
+def load_floats(address: Value, offset: int) -> list[Value]:
+    """Two f32."""
+    text = f"ld.shared.v2.f32 {{{{{{o[0]}}, {{o[1]}}}}}}, [{{i[0]}} + {offset}];"
+    return emit(text, "ff", [("r", address)], volatile=True)
+
+
+def load_byte(address: Value, offset: int) -> Value:
+    return emit(f"ld.shared.u8 {{o[0]}}, [{{i[0]}} + {offset}];", "r", [("r", address)], volatile=True)[0]
+
+
+def load_sixteen(instruction: str, address: tuple[str, Value], offset: int, exists: Value | None) -> list[Value]:
+    """Sixteen bytes. Zeros where nothing exists."""
+    load = f"{instruction}.v4.b32 {{{{{{o[0]}}, {{o[1]}}, {{o[2]}}, {{o[3]}}}}}}, [{{i[0]}} + {offset}];"
+    if exists is None:
+        return emit(load, "rrrr", [address], volatile=True)
+    zeros = " ".join(f"mov.b32 {{o[{i}]}}, 0;" for i in range(4))
+    text = f"{{{{ .reg .pred p; setp.ne.s32 p, {{i[1]}}, 0; {zeros} @p {load} }}}}"
+    return emit(text, "rrrr", [address, ("r", exists)], volatile=True)
 
 
 def descriptor(ref: Value, *, stride: int, leading: int = 0, swizzle: int) -> Value:

@@ -12,11 +12,21 @@ from benchmarks.kernels.measure import Ceilings, milliseconds, relative_error, w
 from pallas_kernels.int8_matmul import int8_matmul
 from pallas_kernels.nvfp4_matmul import FusedConfig, expand_to_bf16, expand_to_int8, nvfp4_matmul
 from pallas_kernels.nvfp4_matmul.codes import scaled_values
-from pallas_kernels.nvfp4_matmul.config import TABLE, case_name
+from pallas_kernels.nvfp4_matmul.config import (
+    SHARED_MEMORY,
+    SPAN,
+    TABLE,
+    WARP_TOKENS,
+    case_name,
+    choose_config,
+    warp_bytes,
+)
 
 NAME = "nvfp4_matmul"
 COLUMNS = ("case", "µs", "of copy bandwidth", "vs torch bf16", "vs XLA", "of the product it feeds", "error")
-WEIGHTS = 4  # taken in turn: one would stay in the second-level cache
+# Taken in turn: one would stay in the second-level cache. And so many that the time is the GPU's: sending off a program
+# costs the host some 50 µs, which four products of 14 µs do not hide.
+WEIGHTS = 8
 LAYERS = ((1536, 8960), (8960, 1536), (5120, 5120), (5120, 13824), (13824, 5120), (4096, 10240))
 TOKENS = 32760  # of the product an expanded weight feeds
 
@@ -122,6 +132,7 @@ def _summary(ms: dict[str, float], calls: int, error: float, reasons: dict[str, 
 
 def _all_weights(multiply, x, tensor_scale):
     """One program for all weights: a single product ends before the next one could be sent off."""
+    multiply = jax.jit(multiply)  # lowered once
     return jax.jit(lambda weights: [multiply(x, *weight, tensor_scale) for weight in weights])
 
 
@@ -177,6 +188,26 @@ def table_key(case: Case) -> tuple[Any, str]:
 
 
 def candidates(case: Case) -> list[FusedConfig]:
+    """Products of single warps where there are few tokens, likeliest first; then those of warpgroups."""
+    return (_of_warps(case) if case.m <= WARP_TOKENS else []) + _of_warpgroups(case)
+
+
+def _of_warps(case: Case) -> list[FusedConfig]:
+    """Rows for one wave, one or two groups, begun early or not, more bytes under way or fewer."""
+    rule = choose_config(case.m, case.k, case.n, "any other")
+    change = functools.partial(dataclasses.replace, rule)
+    stages = range(2, -(-case.k // SPAN) + 1, 2)
+    found = [rule, change(early=True)]
+    for groups in (2, 1):
+        fitting = [c for s in stages if warp_bytes(case.m, c := change(groups=groups, stages=s)) <= SHARED_MEMORY]
+        for config in fitting[:-3:-1]:
+            found += [config, dataclasses.replace(config, early=True)]
+    if warp_bytes(case.m, larger := change(tiles=rule.tiles + 1)) <= SHARED_MEMORY:
+        found.append(larger)
+    return list(dict.fromkeys(found))
+
+
+def _of_warpgroups(case: Case) -> list[FusedConfig]:
     """Four decoding warpgroups for few tokens; finished inside, with and without sharing the tokens; then parts."""
     chunks, tiles, tokens = case.k // 256, case.n // 128, -(-case.m // 8) * 8
     slot, most = 128 * 128 + 128 * 16 + tokens * 512, 220_000

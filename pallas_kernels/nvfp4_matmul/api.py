@@ -10,13 +10,20 @@ from jax import Array, lax
 
 from pallas_kernels import checks
 from pallas_kernels.mosaic import device_facts, in_eights
-from pallas_kernels.nvfp4_matmul import kernel_sm90
+from pallas_kernels.nvfp4_matmul import kernel_sm90, warps_sm90
 from pallas_kernels.nvfp4_matmul.checks import check_weight
-from pallas_kernels.nvfp4_matmul.config import CHUNK, MOST_TOKENS, FusedConfig, choose_config
-from pallas_kernels.nvfp4_matmul.emulation import emulate
+from pallas_kernels.nvfp4_matmul.config import (
+    CHUNK,
+    MOST_TOKENS,
+    SHARED_MEMORY,
+    WARP_TOKENS,
+    FusedConfig,
+    choose_config,
+    warp_bytes,
+)
+from pallas_kernels.nvfp4_matmul.emulation import SCALE_BACK, emulate, emulate_warps
 from pallas_kernels.nvfp4_matmul.expand import expand_to_bf16
 
-SCALE_BACK = 128.0  # the kernel decodes to values times 2^-7
 ROWS = kernel_sm90.DECODERS * kernel_sm90.ROWS
 
 
@@ -49,6 +56,8 @@ def _run(x, packed, block_scale, tensor_scale, bias, *, out_dtype, config) -> Ar
     (m, k), n = x.shape, packed.shape[0]
     config = config or choose_config(m, k, n, device_facts()[0])
     _check_config(config, m, k, n)
+    if config.tiles:
+        return _run_warps(x, packed, block_scale, tensor_scale, bias, out_dtype, config)
     # The other side of a wgmma is a multiple of eight wide.
     padded = in_eights(x)
     factor = tensor_scale * SCALE_BACK
@@ -70,11 +79,41 @@ def _run(x, packed, block_scale, tensor_scale, bias, *, out_dtype, config) -> Ar
     return (y if bias is None else y + bias[None]).astype(out_dtype)
 
 
+def _run_warps(x, packed, block_scale, tensor_scale, bias, out_dtype, config) -> Array:
+    """No other kernel before or after: a scale is not made a vector, nor tokens a multiple of eight."""
+    if out_dtype not in (jnp.bfloat16, jnp.float32):
+        return _run_warps(x, packed, block_scale, tensor_scale, bias, jnp.float32, config).astype(out_dtype)
+    vectors = [jnp.atleast_1d(tensor_scale)] + ([] if bias is None else [bias])
+    run, emulated = (functools.partial(f, out_dtype=out_dtype, config=config) for f in (warps_sm90.run, _emulate_warps))
+    return lax.platform_dependent(x, packed, block_scale, *vectors, cuda=run, default=emulated)
+
+
+def _emulate_warps(x, packed, block_scale, tensor_scale, *bias, out_dtype, config) -> Array:
+    y = emulate_warps(x, packed, block_scale, config.groups) * (tensor_scale * SCALE_BACK)[None]
+    return (y + bias[0][None] if bias else y).astype(out_dtype)
+
+
 def _emulate_inside(x, packed, block_scale, factor, bias) -> Array:
     return (emulate(x, packed, block_scale).T * factor[None] + bias[None]).astype(jnp.bfloat16)
 
 
 def _check_config(config: FusedConfig, m: int, k: int, n: int) -> None:
+    _check_tiles(config, m) if config.tiles else _check_parts(config, m, k, n)
+
+
+def _check_tiles(config: FusedConfig, m: int) -> None:
+    op = "nvfp4_matmul"
+    if m > WARP_TOKENS or config.parts > 1 or config.cluster > 1:
+        raise ValueError(
+            f"{op}: config.tiles = {config.tiles} for {m} tokens: needs at most {WARP_TOKENS}, parts and cluster 1"
+        )
+    if config.groups not in (1, 2) or config.stages % config.groups:
+        raise ValueError(f"{op}: config.groups = {config.groups}, expected 1, or 2 with even stages")
+    if (size := warp_bytes(m, config)) > SHARED_MEMORY:
+        raise ValueError(f"{op}: config.tiles = {config.tiles} takes {size} bytes of shared memory a CTA")
+
+
+def _check_parts(config: FusedConfig, m: int, k: int, n: int) -> None:
     op = "nvfp4_matmul"
     if k // CHUNK % config.parts or (config.inside and config.parts > 1):
         parts = "1 with inside" if config.inside else f"a divisor of k / {CHUNK} = {k // CHUNK}"

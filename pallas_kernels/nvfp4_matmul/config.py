@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from pallas_kernels.mosaic import ceil_div
 from pallas_kernels.tables import lookup
 
 TABLE = Path(__file__).with_name("tuned.json")
@@ -13,13 +14,24 @@ CHUNK = 256  # of K at a time: 128 bytes of codes
 MOST_TOKENS = 208
 
 
+WARP_TOKENS = 32  # most of the products of single warps: with more, the sums alone take the registers there are
+SPAN = 512  # of K at a time, there
+SHARED_MEMORY = 226_000  # bytes a CTA may plan with
+SMS = 132
+
+
 @dataclasses.dataclass(frozen=True)
 class FusedConfig:
+    """Of either kernel: `warps_sm90` if there are tiles, else `kernel_sm90`."""
+
     parts: int = 1  # K is cut into, so that enough CTAs read
     stages: int = 3
     cluster: int = 1  # CTAs that share the tokens they load
     inside: bool = False  # finish in the kernel; of one part only
     groups: int = 1  # of decoding warpgroups in a CTA, which take chunks in turn; two need an even number of stages
+    # Of sixteen rows a CTA, by products of single warps; always finished inside. Parts and cluster are 1.
+    tiles: int = 0
+    early: bool = False  # with tiles: start while the kernel before it ends, and let the next one do so
 
 
 def choose_config(m: int, k: int, n: int, kind: str) -> FusedConfig:
@@ -31,15 +43,29 @@ def case_name(m: int, k: int, n: int) -> str:
     return f"m{(m - 1).bit_length()} k{k} n{n}"
 
 
-def _by_rule(m: int, k: int, n: int) -> FusedConfig:
-    """One wave of CTAs, as far as K can be cut: the registers of one, for decoding, are all that an SM has.
+def warp_bytes(m: int, config: FusedConfig) -> int:
+    """Shared memory of a CTA with tiles: stages of codes and scales, and the sums of every warp."""
+    rows = 16 * config.tiles
+    return config.stages * rows * SPAN * 9 // 16 + config.groups * 8 * 4 * (rows + 4) * 8 * ceil_div(m, 8)
 
-    Up to 16 tokens a second pair of decoding warpgroups pays: 21.4 µs instead of 24.5 for one token on an H200, at 5120
-    x 13824.
-    """
+
+def _by_rule(m: int, k: int, n: int) -> FusedConfig:
+    return _warps_by_rule(m, k, n) if m <= WARP_TOKENS else _warpgroups_by_rule(k, n, m)
+
+
+def _warps_by_rule(m: int, k: int, n: int) -> FusedConfig:
+    """As few tiles as make full waves. Two groups as long as their registers do, and so many bytes under way."""
+    waves = ceil_div(n, 16 * 8 * SMS)
+    tiles = ceil_div(n, 16 * waves * SMS)
+    groups = 2 if m <= 8 and k > SPAN else 1
+    stages = range(groups, min(12, ceil_div(k, SPAN)) + 1, groups)
+    plans = [FusedConfig(stages=count, groups=groups, tiles=tiles) for count in stages]
+    return [plan for plan in plans if warp_bytes(m, plan) <= SHARED_MEMORY][-1]
+
+
+def _warpgroups_by_rule(k: int, n: int, m: int) -> FusedConfig:
+    """One wave of CTAs, as far as K can be cut: the registers of one, for decoding, are all that an SM has."""
     chunks, tiles = k // CHUNK, n // 128
-    parts = max(p for p in range(1, chunks + 1) if chunks % p == 0 and (p == 1 or p * tiles <= 132))
-    stages = 6 if m <= 16 else 3 if m <= 64 else 2 if m <= 128 else 1
-    whole = parts == 1 and m <= 16
-    pairs = min(stages, chunks) % 2 == 0
-    return FusedConfig(parts=parts, stages=stages, inside=whole, groups=2 if whole and pairs else 1)
+    parts = max(p for p in range(1, chunks + 1) if chunks % p == 0 and (p == 1 or p * tiles <= SMS))
+    # Finished inside it is one kernel, not two, as long as all of it fits in shared memory.
+    return FusedConfig(parts=parts, stages=3 if m <= 64 else 2 if m <= 128 else 1, inside=parts == 1 and m <= 64)

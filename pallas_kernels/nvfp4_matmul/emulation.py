@@ -3,13 +3,32 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
-from pallas_kernels.nvfp4_matmul.config import CHUNK
+from pallas_kernels.mosaic import ceil_div
+from pallas_kernels.nvfp4_matmul.config import CHUNK, SPAN
+
+SCALE_BACK = 128.0  # decoded are values times 2^-7
+SLICE = 64  # columns of a span that one warp takes
 
 
 def emulate(x: Array, packed: Array, block_scale: Array) -> Array:
     """x bf16 (m, k) times the decoded weight, f32 (n, m), times 2^-7: the kernel's result, its parts added up."""
     weight = decoded(packed, block_scale)
     return lax.dot_general(weight, interleave(x).astype(jnp.float32), (((1,), (1,)), ((), ())), precision="highest")
+
+
+def emulate_warps(x: Array, packed: Array, block_scale: Array, groups: int) -> Array:
+    """The same (m, n) of `warps_sm90`: a sum of its own for each warp, added in their order. Columns stay in theirs."""
+    spans = ceil_div(x.shape[1], SPAN)
+    pad = lambda a: jnp.pad(a, ((0, 0), (0, spans * SPAN - a.shape[1]))).reshape(-1, spans, SPAN // SLICE, SLICE)
+    x, weight = pad(x.astype(jnp.float32)), pad(in_order(packed, block_scale))
+    sums = [
+        jnp.einsum("mswk,nswk->wmn", x[:, group::groups], weight[:, group::groups], precision="highest")
+        for group in range(groups)
+    ]
+    total = jnp.zeros(sums[0].shape[1:])
+    for one in (one for group in sums for one in group):
+        total = total + one
+    return total
 
 
 def interleave(x: Array) -> Array:
@@ -25,6 +44,20 @@ def interleave(x: Array) -> Array:
 
 def decoded(packed: Array, block_scale: Array) -> Array:
     """The weight as wgmma sees it, f32 (n, k) in the order of `interleave`, times 2^-7."""
+    product = products(packed, block_scale)
+    # A block is (half, lane, low) within a chunk; inside it come word, i (2) and pair.
+    bits = product.reshape(product.shape[0], -1, 2, 4, 2, 2, 2, 2, 2)
+    return bits.transpose(0, 1, 2, 4, 5, 6, 7, 3, 8).reshape(product.shape)
+
+
+def in_order(packed: Array, block_scale: Array) -> Array:
+    """The same with columns in their own order: those of a pair are four apart."""
+    product = products(packed, block_scale)
+    return product.reshape(product.shape[0], -1, 4, 2).swapaxes(2, 3).reshape(product.shape)
+
+
+def products(packed: Array, block_scale: Array) -> Array:
+    """Codes times scales, f32 (n, k), times 2^-7, pair by pair as they are decoded: in a word come i and pair."""
     n, k = packed.shape[0], 2 * packed.shape[1]
     words = lax.bitcast_convert_type(packed.reshape(n, k // 8, 4), jnp.int32)
     pairs = jnp.stack([pair_bits(words, i) for i in range(4)], axis=-1)  # (n, words, i)
@@ -32,10 +65,7 @@ def decoded(packed: Array, block_scale: Array) -> Array:
     value, value_exponent = mantissa_and_exponent(halves.reshape(n, k // 16, 16))
     scale, scale_exponent = mantissa_and_exponent(scale_bits(lax.bitcast_convert_type(block_scale, jnp.int8)))
     exponent = value_exponent + scale_exponent[..., None]
-    product = jnp.ldexp(value * scale[..., None], exponent)
-    # A block is (half, lane, low) within a chunk; inside it come word, i (2) and pair.
-    bits = product.reshape(n, k // CHUNK, 2, 4, 2, 2, 2, 2, 2)
-    return bits.transpose(0, 1, 2, 4, 5, 6, 7, 3, 8).reshape(n, k)
+    return jnp.ldexp(value * scale[..., None], exponent).reshape(n, k)
 
 
 def pair_bits(words: Array, i: int) -> Array:

@@ -1,17 +1,10 @@
-"""bf16 activations × NVFP4 weights for few tokens, on Hopper: weights are decoded in registers.
+"""bf16 activations × NVFP4 weights on Hopper, for more tokens than `warps_sm90` takes: decoded in registers.
 
 With few tokens the cost is reading the weight, and here it is read at 4.5 bits a value. Operands are swapped: 64 rows
 of the weight are the register operand of a wgmma, the tokens its other side. The grid is (rows / 128, parts of K);
 parts are added up outside, where scale and bias are applied too. With `inside` there is one part, finished here: scale,
 bias, rounding and the transpose to (tokens, rows). CTAs of a cluster work on neighbouring rows and share the tokens by
 multicast: at 64 tokens these are more bytes from the second-level cache than the weight is from memory.
-
-Decoding costs about two instructions a value:
-
-- A word holds eight codes. Masked and shifted, the codes i and i + 4, sixteen bits apart, become a pair of bf16 whose
-  exponent field holds the two exponent bits of E2M1: the value times 2^-126, 0.5 included, as a subnormal.
-- A block scale, e4m3 and normal, becomes a bf16 times 2^119 by a shift and an addition. 448 just fits.
-- One bf16x2 product removes both, up to 2^-7, and is exact: code × scale has six significant bits.
 
 One CTA fills an SM. Two decoding warpgroups are two warps a scheduler, which wait for every product they make; with
 `groups` = 2 it is four, in half the registers, and the two halves of K are added up at the end.
@@ -35,9 +28,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, vector
 
-from pallas_kernels import ptx
 from pallas_kernels.mosaic import launch_grid, load, swizzled
 from pallas_kernels.nvfp4_matmul.config import CHUNK, FusedConfig
+from pallas_kernels.nvfp4_matmul.decode_sm90 import pairs
 from pallas_kernels.nvfp4_matmul.emulation import interleave, scale_bits
 
 DECODERS = 2
@@ -252,8 +245,7 @@ def decode(words: Array, scales: Array) -> list[Array]:
             for rows in range(2):
                 factor = _as_pair(_element(factors[half, rows], low))
                 for word in range(2):
-                    pairs = _pairs(_element(words[half, rows], 2 * low + word))
-                    for i, pair in enumerate(pairs):
+                    for i, pair in enumerate(pairs(_element(words[half, rows], 2 * low + word))):
                         registers[4 * word + i, rows] = arith.mulf(_as_pair(pair), factor)
             shape = fa.WGMMA_LAYOUT.registers_shape((ROWS, STEP))
             steps.append(
@@ -262,26 +254,6 @@ def decode(words: Array, scales: Array) -> list[Array]:
         return steps
 
     return inner(words, scale_bits(scales) * 0x10001)
-
-
-def _pairs(word: ir.Value) -> list[ir.Value]:
-    """`pair_bits` of the four i, in 13 instructions instead of 15.
-
-    Of the signs every other one is kept, so that shifted to the top of a half, the rest of them falls where the
-    magnitude comes from the other operand: one instruction selects. Written in JAX, LLVM makes the 15 of it again.
-    """
-    every_other = [
-        ptx.op(f"and.b32 {{o[0]}}, {{i[0]}}, {mask};", "r", ("r", word)) for mask in ("0x08080808", "0x80808080")
-    ]
-    return [_pair(word, every_other[i % 2], i) for i in range(4)]
-
-
-def _pair(word: ir.Value, signs: ir.Value, i: int) -> ir.Value:
-    # Both shifts drop what leaves a half, or leave it where the mask does not look.
-    magnitude = f"shl.b32 m, {{i[0]}}, {6 - 4 * i};" if i < 2 else f"shr.u32 m, {{i[0]}}, {4 * i - 6};"
-    sign = f"shl.b32 s, {{i[1]}}, {4 * (3 - i)};"
-    text = f"{{{{ .reg .b32 m, s; {magnitude} {sign} lop3.b32 {{o[0]}}, m, s, 0x01C001C0, 0xE4; }}}}"
-    return ptx.op(text, "r", ("r", word), ("r", signs))
 
 
 def _element(v: ir.Value, index: int) -> ir.Value:

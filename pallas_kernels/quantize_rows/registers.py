@@ -62,7 +62,7 @@ def product_with(signs: Value) -> Product:
         sums = None
         for r, chunk in enumerate(words):
             minus = (q & r).bit_count() % 2
-            sums = _mma(chunk, (signs, negated)[minus], (signs, negated)[minus ^ half], sums)
+            sums = ptx.mma_bf16(chunk, (signs, negated)[minus], (signs, negated)[minus ^ half], sums)
         return sums
 
     return product
@@ -78,7 +78,7 @@ def sum_by_product(words: Sequence[Value]) -> Value:
     ones = ptx.constant(0x3F803F80, "r")
     sums = [ptx.constant(0.0, "f")] * 4
     for q in range(CHUNKS):
-        sums = _mma(words[4 * q : 4 * q + 4], ones, ones, sums)
+        sums = ptx.mma_bf16(words[4 * q : 4 * q + 4], ones, ones, sums)
     return ptx.add(sums[0], sums[2])
 
 
@@ -118,16 +118,6 @@ def together(low: Value, high: Value) -> Value:
     return ptx.op("prmt.b32 {o[0]}, {i[0]}, {i[1]}, 0x5410;", "r", ("r", low), ("r", high))
 
 
-def _mma(left: Sequence[Value], right0: Value, right1: Value, sums: Sequence[Value] | None = None) -> list[Value]:
-    zero = ptx.constant(0.0, "f")
-    text = (
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {{{o[0]}, {o[1]}, {o[2]}, {o[3]}}}, "
-        "{{{i[0]}, {i[1]}, {i[2]}, {i[3]}}}, {{{i[4]}, {i[5]}}}, {{{i[6]}, {i[7]}, {i[8]}, {i[9]}}};"
-    )
-    ins = [("r", x) for x in (*left, right0, right1)] + [("f", x) for x in (sums or [zero] * 4)]
-    return ptx.emit(text, "ffff", ins)
-
-
 # Lanes and memory.
 
 
@@ -150,17 +140,7 @@ def warp_max(x: Value) -> Value:
 
 def load(address: Value, offset: int, exists: Value | None) -> list[Value]:
     """Sixteen bytes of device memory, read once: they need no place in the first-level cache."""
-    return load_by("ld.global.nc.L1::no_allocate", ("l", address), offset, exists)
-
-
-def load_by(instruction: str, address: tuple[str, Value], offset: int, exists: Value | None) -> list[Value]:
-    """Sixteen bytes. Zeros where nothing exists."""
-    load = f"{instruction}.v4.b32 {{{{{{o[0]}}, {{o[1]}}, {{o[2]}}, {{o[3]}}}}}}, [{{i[0]}} + {offset}];"
-    if exists is None:
-        return ptx.emit(load, "rrrr", [address], volatile=True)
-    zeros = " ".join(f"mov.b32 {{o[{i}]}}, 0;" for i in range(4))
-    text = f"{{{{ .reg .pred p; setp.ne.s32 p, {{i[1]}}, 0; {zeros} @p {load} }}}}"
-    return ptx.emit(text, "rrrr", [address, ("r", exists)], volatile=True)
+    return ptx.load_sixteen("ld.global.nc.L1::no_allocate", ("l", address), offset, exists)
 
 
 def store(address: Value, offset: int, pair: list[Value], exists: Value | None) -> None:

@@ -76,7 +76,7 @@ class Ring:
     def load(self, unit: int) -> list[Value]:
         exists, words = self.place.exists(unit, self.row), []
         for offset in _offsets(unit):
-            words += regs.load_by("ld.shared", ("r", self._lane(2)), offset, exists)
+            words += ptx.load_sixteen("ld.shared", ("r", self._lane(2)), offset, exists)
         return words
 
     def put_back(self, unit: int, words: list[Value]) -> None:

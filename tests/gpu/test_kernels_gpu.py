@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.kernels import int8_matmul, nvfp4_matmul, quantize_rows
 from benchmarks.kernels.measure import relative_error
-from pallas_kernels.nvfp4_matmul import expand_to_int8
+from pallas_kernels.nvfp4_matmul import FusedConfig, expand_to_int8
 from pallas_kernels.nvfp4_matmul import nvfp4_matmul as fused
 from pallas_kernels.nvfp4_matmul.codes import scaled_values
 from pallas_kernels.nvfp4_matmul.expand import emulate as emulate_expand
@@ -93,6 +93,11 @@ def nvfp4_weights(case):
     return jax.jit(lambda: nvfp4_matmul.random_weights(case)[0])()
 
 
+def poison(shape):
+    """Memory of this size, freed, holds NaN: what a kernel leaves out shows."""
+    jax.block_until_ready(jnp.full(shape, jnp.nan, jnp.bfloat16))
+
+
 @functools.cache
 def nvfp4_products(m):
     """Activations, packed weights and their scales, and the product in f64."""
@@ -103,22 +108,58 @@ def nvfp4_products(m):
     return case, x, packed, scale, np.asarray(x, np.float64) @ weights.T * 1e-3
 
 
-@pytest.mark.parametrize("m", [8, 200, 1, 33, 64])
+@pytest.mark.parametrize("m", [8, 200, 1, 33, 64, 16, 32])
 def test_fused_nvfp4(record_property, m):
     _, x, packed, scale, expected = nvfp4_products(m)
     actual = jax.jit(fused)(x, packed, scale, jnp.float32(1e-3))
     assert noted(record_property, relative_error(actual.astype(jnp.float32), expected)) < 2**-8
 
 
-@pytest.mark.parametrize("m", [8, 64])
+@pytest.mark.parametrize("m", [8, 64, 16, 32, 1])
 def test_fused_nvfp4_candidates(record_property, m):
     case, x, packed, scale, expected = nvfp4_products(m)
     bias = jax.random.normal(jax.random.key(2), (case.n,))
     errors = {}
     for config in nvfp4_matmul.candidates(case):
+        poison((m, case.n))
         actual = jax.jit(functools.partial(fused, config=config))(x, packed, scale, jnp.float32(1e-3), bias=bias)
         errors[str(config)] = relative_error(actual.astype(jnp.float32), expected + np.asarray(bias))
     assert noted(record_property, max(errors.values())) < 2**-8, errors
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("tiles", [1, 3, 7, 8])
+@pytest.mark.parametrize("m", [1, 5, 16])
+def test_fused_nvfp4_by_warps(record_property, m, tiles, groups, early):
+    """Rows that are no multiple of a CTA's, half a span at the end of K, a scale a row; twice, the first after NaN."""
+    k, n = 1280, 128 * 9
+    packed, scale = nvfp4_weights(nvfp4_matmul.Case("fused", m, k, n))
+    keys = jax.random.split(jax.random.key(3), 3)
+    x = jax.random.normal(keys[0], (m, k), jnp.bfloat16)
+    scales, bias = jax.random.uniform(keys[1], (n,)), jax.random.normal(keys[2], (n,))
+    run = jax.jit(functools.partial(fused, config=FusedConfig(stages=2, groups=groups, tiles=tiles, early=early)))
+    poison((m, n))
+    first, second = (np.asarray(run(x, packed, scale, scales, bias=bias), np.float32) for _ in range(2))
+    expected = np.asarray(x, np.float64) @ np.asarray(scaled_values(packed, scale), np.float64).T
+    assert noted(record_property, relative_error(first, expected * np.asarray(scales) + np.asarray(bias))) < 2**-8
+    np.testing.assert_array_equal(first, second)
+
+
+def test_fused_nvfp4_in_a_row():
+    """Begun early, each product reads what the one before wrote."""
+    k = 1280
+    packed, scale = nvfp4_weights(nvfp4_matmul.Case("fused", 8, k, k))
+    x = jax.random.normal(jax.random.key(4), (8, k), jnp.bfloat16)
+
+    def chain(x, early):
+        config = FusedConfig(stages=2, groups=2, tiles=1, early=early)
+        for _ in range(8):
+            x = fused(x, packed, scale, jnp.float32(0.01), config=config)
+        return x
+
+    late, early = (jax.jit(functools.partial(chain, early=early))(x) for early in (False, True))
+    np.testing.assert_array_equal(np.asarray(early, np.float32), np.asarray(late, np.float32))
 
 
 def test_expand_to_int8():

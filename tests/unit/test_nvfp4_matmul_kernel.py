@@ -1,5 +1,6 @@
 """NVFP4 products: what the kernels do with bits, against a table; refusals; lowering."""
 
+import dataclasses
 import functools
 
 import jax
@@ -136,7 +137,7 @@ def test_lowers_for_cuda_at_every_benchmark_shape(case):
 
 
 @pytest.mark.parametrize("out_dtype", [jnp.bfloat16, jnp.float32])
-@pytest.mark.parametrize("m", [1, 16, 17, 65, 129, MOST_TOKENS])
+@pytest.mark.parametrize("m", [1, 17, 33, 49, 65, 129, MOST_TOKENS])
 def test_any_number_of_tokens_lowers_by_rule(m, out_dtype):
     shape, (k, n) = jax.ShapeDtypeStruct, (5120, 13824)
     weight = shape((n, k // 2), jnp.uint8), shape((n, k // 16), jnp.float8_e4m3fn), shape((), jnp.float32)
@@ -155,6 +156,29 @@ def test_every_candidate_lowers(m):
         traced = jax.jit(functools.partial(nvfp4_matmul, config=config)).trace(
             shape((m, case.k), jnp.bfloat16), *weight, shape((), jnp.float32), bias=shape((case.n,), jnp.float32)
         )
+        assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_products_of_warps_differ_in_their_sums_only(rng, groups):
+    """Half a span at the end of K, and rows that are no multiple of a CTA's."""
+    packed, scales, values = random_weight(rng, 128, 1280)
+    x, bias = jnp.asarray(rng.normal(size=(5, 1280)), jnp.bfloat16), jnp.asarray(rng.normal(size=128), jnp.float32)
+    config = FusedConfig(stages=2, groups=groups, tiles=3)
+    y = nvfp4_matmul(x, packed, scales, jnp.float32(0.37), bias=bias, config=config, out_dtype=jnp.float32)
+    expected = np.asarray(x, np.float64) @ values.T * float(np.float32(0.37)) + np.asarray(bias, np.float64)
+    assert np.abs(y - expected).max() <= 1280 * 2**-24 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 5120, 13824), (32, 13824, 5120), (8, 256, 128), (17, 1536, 8960)])
+def test_products_of_warps_are_the_rule_for_few_tokens(m, k, n):
+    config = choose_config(m, k, n, "another GPU")
+    assert config.tiles
+    shape = jax.ShapeDtypeStruct
+    weight = shape((n, k // 2), jnp.uint8), shape((n, k // 16), jnp.float8_e4m3fn), shape((n,), jnp.float32)
+    for early in (False, True):
+        function = functools.partial(nvfp4_matmul, config=dataclasses.replace(config, early=early))
+        traced = jax.jit(function).trace(shape((m, k), jnp.bfloat16), *weight, bias=shape((n,), jnp.float32))
         assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -230,6 +254,10 @@ def good(**changes):
         ),
         (dict(config=FusedConfig(cluster=2)), "config.cluster = 2"),
         (dict(config=FusedConfig(groups=2)), "config.groups = 2"),  # one chunk, hence one stage
+        (dict(config=FusedConfig(groups=2, tiles=7)), "config.groups = 2"),
+        (dict(config=FusedConfig(parts=2, tiles=7)), "config.tiles = 7"),
+        (dict(config=FusedConfig(stages=8, tiles=7)), "bytes of shared memory"),
+        (dict(x=jnp.ones((33, 256), jnp.bfloat16), config=FusedConfig(tiles=7)), "config.tiles = 7 for 33 tokens"),
     ],
 )
 def test_bad_arguments_are_named(changes, named):
