@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.kernels.measure import Ceilings, attempt, milliseconds
-from pallas_kernels.quantize_rows import QuantizeRowsConfig, quantize_rows, warps_sm90
+from pallas_kernels.quantize_rows import QuantizeRowsConfig, quantize_rows
 from pallas_kernels.quantize_rows.config import GROUP, TABLE, case_name
 from pallas_kernels.quantize_rows.emulation import emulate
 from pallas_kernels.quantize_rows.spec import E2M1_MAX, E4M3_MAX, INT8_MAX, Spec
