@@ -28,7 +28,7 @@ VARIANTS = {
 
 
 SEVERAL = 4  # arrays a program quantizes
-TUNED = ("plain", "rotated", "grouped", "gelu", "nvfp4")  # one for each entry of the table
+TUNED = tuple(VARIANTS)  # one for each entry of the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,44 +182,102 @@ def table_key(case: Case) -> tuple[Any, str]:
 
 
 def candidates(case: Case) -> list[QuantizeRowsConfig]:
-    """Rows in registers, where they can be; else blocks of 24 to 110 KiB, so that two to four CTAs share an SM.
+    """Rows in registers; of what these have not been measured for, also blocks of 24 to 110 KiB in shared memory.
 
     Of the latter one warpgroup was the fastest in the first sweep. NVFP4 needs more registers: what spills is left out.
     """
+    if case.variant in ("plain", "rotated", "gelu"):
+        return in_registers(case)
     # (rows, parts of a row, warpgroups)
     shapes = {
-        1536: [(16, 1, 1), (16, 1, 3), (8, 1, 2), (16, 1, 2), (16, 1, 4), (32, 2, 3)],
-        5120: [(8, 1, 1), (8, 1, 2), (8, 1, 3), (8, 1, 4), (8, 2, 2), (64, 8, 4)],
-        8960: [(8, 2, 1), (8, 2, 2), (8, 2, 3), (8, 2, 4), (16, 2, 4)],
-        13824: [(8, 4, 1), (8, 4, 2), (8, 4, 3), (8, 2, 2), (8, 2, 4), (16, 4, 4)],
+        1536: [(16, 1, 1), (16, 1, 3), (8, 1, 2)],
+        5120: [(8, 1, 1), (8, 1, 2), (8, 1, 3)],
+        8960: [(8, 2, 1), (8, 2, 2), (8, 2, 3)],
+        13824: [(8, 4, 1), (8, 4, 2), (8, 2, 2)],
     }[case.k]
     if case.spec.form == "nvfp4":
         shapes = [(rows, split, wgs) for rows, split, wgs in shapes if rows > 8 or wgs == 2]
-    return in_registers(case) or [QuantizeRowsConfig(*shape) for shape in shapes]
+    return in_registers(case) + [QuantizeRowsConfig(*shape) for shape in shapes]
+
+
+# (rows, warpgroups, warps that share a row, rounds ahead, kept in registers, waves). The likeliest first: rows ahead
+# through as much shared memory as there is, or half of it, for two CTAs an SM, in waves; or none of them ahead.
+_AS_THEY_COME = {
+    1536: [
+        (1, 4, 1, 1, True, 1),
+        (2, 2, 1, 3, True, 1),
+        (1, 6, 1, 2, False, 1),
+        (2, 4, 1, 1, False, 1),
+        (1, 4, 1, 3, True, 1),
+        (1, 2, 1, 3, True, 4),
+        (1, 2, 1, 3, True, 8),
+        (1, 4, 1, 1, True, 4),
+        (1, 4, 1, 0, True, 1),
+    ],
+    5120: [
+        (1, 2, 1, 1, False, 1),
+        (1, 4, 4, 4, True, 1),
+        (1, 1, 1, 4, True, 1),
+        (1, 6, 4, 2, False, 1),
+        (1, 8, 4, 1, False, 1),
+        (1, 1, 1, 1, True, 8),
+        (1, 2, 4, 4, True, 4),
+        (1, 4, 4, 1, False, 8),
+        (1, 2, 1, 0, True, 1),
+    ],
+    8960: [
+        (1, 4, 4, 2, False, 1),
+        (1, 1, 1, 2, False, 1),
+        (1, 3, 4, 3, True, 1),
+        (1, 6, 4, 1, False, 1),
+        (1, 2, 4, 5, True, 1),
+        (1, 2, 4, 2, False, 4),
+        (1, 2, 4, 2, False, 8),
+        (1, 3, 4, 1, False, 8),
+        (1, 3, 4, 0, True, 1),
+    ],
+    13824: [
+        (1, 4, 4, 1, False, 1),
+        (1, 2, 4, 3, True, 1),
+        (1, 2, 4, 3, False, 1),
+        (1, 3, 4, 1, False, 1),
+        (1, 2, 4, 1, False, 4),
+        (1, 2, 4, 1, False, 8),
+        (1, 1, 4, 3, True, 8),
+        (1, 3, 4, 0, True, 1),
+    ],
+}
+_CHANGED = {
+    1536: [(2, 3, 1, 1, True, 1), (2, 4, 1, 1, False, 1), (2, 2, 1, 3, True, 1), (1, 4, 1, 2, True, 1)],
+    5120: [(1, 2, 1, 1, False, 1), (1, 3, 4, 4, True, 1), (1, 1, 1, 3, False, 1)],
+    8960: [(1, 3, 4, 1, False, 1)],
+    13824: [],
+}
+_GROUPED = {
+    1536: [(2, 4, 1, 1, False, 1), (1, 4, 1, 1, True, 1), (2, 2, 1, 3, True, 1), (1, 2, 1, 3, True, 8)],
+    5120: [(1, 2, 1, 1, False, 1), (1, 1, 1, 4, True, 1), (1, 1, 1, 1, True, 8)],
+    8960: [(1, 4, 4, 2, False, 1), (1, 1, 1, 2, False, 1), (1, 2, 4, 2, False, 8)],
+    13824: [(1, 4, 4, 1, False, 1), (1, 2, 4, 3, False, 1), (1, 2, 4, 1, False, 8)],
+}
+_GELU = {
+    8960: [(1, 4, 4, 2, False, 1), (1, 3, 4, 3, True, 1), (1, 2, 4, 5, True, 1), (1, 3, 4, 0, True, 1)],
+    13824: [(1, 2, 4, 3, True, 1), (1, 3, 4, 1, False, 1), (1, 2, 4, 3, False, 1), (1, 3, 4, 0, True, 1)],
+}
+_SHAPES = {
+    "plain": _AS_THEY_COME,
+    "rotated": _AS_THEY_COME,
+    "modulated": _CHANGED,
+    "grouped": _GROUPED,
+    "gelu": _GELU,
+    "nvfp4": _GROUPED,
+}
 
 
 def in_registers(case: Case) -> list[QuantizeRowsConfig]:
-    """The likeliest first: rows ahead through as much shared memory as there is. The last has none of them ahead.
-
-    None of these spills, plain, rotated or after GELU, which is measured at feed-forward widths.
-    """
-    if not warps_sm90.supports(case.spec):
-        return []
-    # (rows, warpgroups, warps that share a row, rounds ahead, kept in registers)
-    shapes = {
-        1536: [(1, 4, 1, 3, True), (2, 2, 1, 3, True), (1, 6, 1, 2, False), (2, 4, 1, 1, False), (1, 4, 1, 1, True)],
-        5120: [(1, 2, 1, 1, False), (1, 4, 4, 4, True), (1, 1, 1, 4, True), (1, 6, 4, 2, False), (1, 8, 4, 1, False)],
-        8960: [(1, 4, 4, 2, False), (1, 1, 1, 2, False), (1, 3, 4, 3, True), (1, 6, 4, 1, False), (1, 2, 4, 5, True)],
-        13824: [(1, 4, 4, 1, False), (1, 2, 4, 3, True), (1, 2, 4, 3, False), (1, 3, 4, 1, False)],
-    }[case.k] + {1536: [(1, 4, 1, 0, True)], 5120: [(1, 2, 1, 0, True)]}.get(case.k, [(1, 3, 4, 0, True)])
-    if case.spec.activation:
-        shapes = {
-            8960: [(1, 4, 4, 2, False), (1, 3, 4, 3, True), (1, 2, 4, 5, True), (1, 3, 4, 0, True)],
-            13824: [(1, 2, 4, 3, True), (1, 3, 4, 1, False), (1, 2, 4, 3, False), (1, 3, 4, 0, True)],
-        }[case.k]
+    """None of these spills."""
     return [
-        QuantizeRowsConfig(rows, warpgroups=wgs, warps=warps, ahead=ahead, keep=keep)
-        for rows, wgs, warps, ahead, keep in shapes
+        QuantizeRowsConfig(rows, warpgroups=wgs, warps=warps, ahead=ahead, keep=keep, waves=waves)
+        for rows, wgs, warps, ahead, keep, waves in _SHAPES[case.variant].get(case.k, [])
     ]
 
 

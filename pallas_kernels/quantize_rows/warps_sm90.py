@@ -43,6 +43,8 @@ def _check(division: Division, spec: Spec) -> None:
         raise ValueError(
             f"quantize_rows: config.ahead = {config.ahead} for k = {division.k}: needs {LEAST_WIDTH} or more"
         )
+    if config.waves < 1:
+        raise ValueError(f"quantize_rows: config.waves = {config.waves}, expected at least 1")
     if not (config.keep or config.ahead):
         raise ValueError("quantize_rows: config.keep is False, expected True if config.ahead = 0")
     if spec.form == "nvfp4" and not config.ahead:
@@ -61,7 +63,7 @@ def run(
     kernel = Kernel(spec, Division(m, k, config, device_facts()[1]))
     _check(kernel.division, spec)
     call = launch_grid(
-        kernel, kernel.out_type, grid={"sm": kernel.division.sms}, warpgroups=config.warpgroups
+        kernel, kernel.out_type, grid={"cta": kernel.division.ctas}, warpgroups=config.warpgroups
     )
     codes, *vectors = call(x, *((factor, offset) if spec.affine else ()))
     if spec.form == "int8":
@@ -104,16 +106,16 @@ class Kernel:
         pl.run_scoped(functools.partial(self._rounds, gmem), **scratch, collective_axes="wg")
 
     def _rounds(self, gmem, **smem) -> None:
-        sm = lax.axis_index("sm")
+        cta = lax.axis_index("cta")
         refs = (*gmem, *smem.values())
 
         def with_registers(step):
             @plgpu.inline_mgpu(arg_types=(ptx.SCALAR, ptx.SCALAR, *[ptx.REF] * len(refs)))
-            def run(_, i, sm, *refs):
-                (i,), (sm,) = ptx.unpack(i), ptx.unpack(sm)
-                step(self._warp(Place(self.division, sm), i, refs[: len(gmem)], dict(zip(smem, refs[len(gmem) :]))))
+            def run(_, i, cta, *refs):
+                (i,), (cta,) = ptx.unpack(i), ptx.unpack(cta)
+                step(self._warp(Place(self.division, cta), i, refs[: len(gmem)], dict(zip(smem, refs[len(gmem) :]))))
 
-            return lambda i: run(i, sm, *refs)
+            return lambda i: run(i, cta, *refs)
 
         zero = jnp.int32(0)
         if self.spec.affine:
