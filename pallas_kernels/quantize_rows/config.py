@@ -68,7 +68,11 @@ def _by_rule(k: int, spec: Any) -> QuantizeRowsConfig:
     fitting = [config for width, config in choices.items() if k <= width]
     if fitting and k >= LEAST_WIDTH:
         # Four warpgroups leave 128 registers a thread.
-        return fitting[0] if not spec.activation else dataclasses.replace(fitting[0], warpgroups=min(3, fitting[0].warpgroups))
+        return (
+            fitting[0]
+            if not spec.activation
+            else dataclasses.replace(fitting[0], warpgroups=min(3, fitting[0].warpgroups))
+        )
     if k <= 2560:
         return QuantizeRowsConfig(rows=16, warpgroups=3)
     split = 1

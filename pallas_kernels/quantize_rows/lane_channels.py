@@ -68,7 +68,11 @@ class LaneChannels:
     def of_chunk(self, unit: int, q: int) -> Pairs:
         first = unit * _UNIT + 2 * q * _LINE
         vectors = [
-            [x for half in (0, _LINE) for x in ptx.load_shared(self.memory, i * _vector_bytes(self.division) + first + half)]
+            [
+                x
+                for half in (0, _LINE)
+                for x in ptx.load_shared(self.memory, i * _vector_bytes(self.division) + first + half)
+            ]
             for i in range(2)
         ]
         return list(zip(*vectors, strict=True))

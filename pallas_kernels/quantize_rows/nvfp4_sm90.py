@@ -26,6 +26,7 @@ from pallas_kernels.quantize_rows.spec import BLOCK
 WORDS = HALF // 8  # of codes, in a half group
 BLOCKS = GROUP // BLOCK
 
+
 def order() -> np.ndarray:
     """Which column of a half group the column n of the product is: n = 8t + 2c + j is column 16c + 2t + j."""
     n = np.arange(HALF)

@@ -13,7 +13,7 @@ from pallas_kernels.quantize_rows import blocks
 from pallas_kernels.quantize_rows import registers as regs
 from pallas_kernels.quantize_rows.changes import changed, norm_of
 from pallas_kernels.quantize_rows.config import GROUP
-from pallas_kernels.quantize_rows.division import WARPS, Division, Place, below, times, times_plus
+from pallas_kernels.quantize_rows.division import WARPS, Place, below, times, times_plus
 from pallas_kernels.quantize_rows.lane_channels import LaneChannels
 from pallas_kernels.quantize_rows.registers import CHUNKS, GROUPS
 from pallas_kernels.quantize_rows.ring import Ring

@@ -62,9 +62,7 @@ def run(
     m, k = x.shape
     kernel = Kernel(spec, Division(m, k, config, device_facts()[1]))
     _check(kernel.division, spec)
-    call = launch_grid(
-        kernel, kernel.out_type, grid={"cta": kernel.division.ctas}, warpgroups=config.warpgroups
-    )
+    call = launch_grid(kernel, kernel.out_type, grid={"cta": kernel.division.ctas}, warpgroups=config.warpgroups)
     codes, *vectors = call(x, *((factor, offset) if spec.affine else ()))
     if spec.form == "int8":
         return codes, *vectors
@@ -113,7 +111,8 @@ class Kernel:
             @plgpu.inline_mgpu(arg_types=(ptx.SCALAR, ptx.SCALAR, *[ptx.REF] * len(refs)))
             def run(_, i, cta, *refs):
                 (i,), (cta,) = ptx.unpack(i), ptx.unpack(cta)
-                step(self._warp(Place(self.division, cta), i, refs[: len(gmem)], dict(zip(smem, refs[len(gmem) :]))))
+                inside = dict(zip(smem, refs[len(gmem) :], strict=True))
+                step(self._warp(Place(self.division, cta), i, refs[: len(gmem)], inside))
 
             return lambda i: run(i, cta, *refs)
 
