@@ -22,7 +22,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import ptx
 from pallas_kernels.mosaic import device_facts, launch_grid
 from pallas_kernels.quantize_rows import ring
-from pallas_kernels.quantize_rows.config import GROUP, LEAST_WIDTH, QuantizeRowsConfig
+from pallas_kernels.quantize_rows.config import GROUP, QuantizeRowsConfig
 from pallas_kernels.quantize_rows.division import WARPS, Division, Place
 from pallas_kernels.quantize_rows.lane_channels import LaneChannels, channel_bytes
 from pallas_kernels.quantize_rows.ring import Ring
@@ -39,10 +39,6 @@ def _check(division: Division, spec: Spec) -> None:
         )
     if config.ahead < 0:
         raise ValueError(f"quantize_rows: config.ahead = {config.ahead}, expected at least 0")
-    if config.ahead and division.k < LEAST_WIDTH:
-        raise ValueError(
-            f"quantize_rows: config.ahead = {config.ahead} for k = {division.k}: needs {LEAST_WIDTH} or more"
-        )
     if config.waves < 1:
         raise ValueError(f"quantize_rows: config.waves = {config.waves}, expected at least 1")
     if not (config.keep or config.ahead):

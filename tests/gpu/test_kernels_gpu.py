@@ -72,6 +72,18 @@ def test_quantize_rows_of_other_widths(record_property, variant, k):
     assert noted(record_property, quantize_rows.differing_codes(case, operands, result, rows=1003)) < 1e-3
 
 
+@pytest.mark.parametrize("variant", ["plain", "rotated", "grouped", "modulated", "nvfp4"])
+@pytest.mark.parametrize("k", [128, 256, 384])
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_quantize_rows_that_are_narrow(record_property, variant, k, ahead):
+    """Most lanes have no group, and a round is over before the next row has come."""
+    case = quantize_rows.Case("", 9001, k, variant)
+    operands = quantize_rows.same_operands(case)
+    config = quantize_rows.QuantizeRowsConfig(1, warpgroups=4, warps=1, ahead=ahead)
+    result = jax.jit(functools.partial(quantize_rows.run_kernel, case, config=config))(*operands)
+    assert noted(record_property, quantize_rows.differing_codes(case, operands, result, rows=9001)) < 1e-3
+
+
 IN_REGISTERS = [
     (case.variant, case.k, config)
     for case in quantize_rows.cases()
