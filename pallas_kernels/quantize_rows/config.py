@@ -58,8 +58,8 @@ _BY_CHANNEL = {
     5120: QuantizeRowsConfig(rows=1, warpgroups=2, warps=1, ahead=1, keep=False),
     8960: QuantizeRowsConfig(rows=1, warpgroups=3, warps=4, ahead=1, keep=False),
 }
-# Below it the rule leaves rows to `kernel_sm90` until `tests/gpu` has passed with rows ahead at 128 and 256. What failed
-# there at 128, as they come, was the comparison: codes next to the middle between two, in values drawn in bf16. What
+# Below it the rule leaves rows to `kernel_sm90` until `tests/gpu` has passed with rows ahead at 128 and 256. What
+# failed there at 128, as they come, was the comparison: codes in the middle between two, of values drawn in bf16. What
 # failed rotated, at 128 and once at 384, is not known; the instructions, interpreted one by one, make the right codes.
 LEAST_WIDTH = 384
 
