@@ -250,13 +250,13 @@ def load_global(ref: Value, offset: Value) -> Value:
     return emit(text, "f", [("l", address(ref)), ("r", offset)], volatile=True)[0]
 
 
-def store_global(ref: Value, offset: Value, x: Value, here: Value) -> None:
-    """Store an f32 where the predicate `here` (an integer) is not zero."""
+def store_global(ref: Value, offset: Value, x: Value, here: Value, kind: str = "f") -> None:
+    """Store 32 bits where the predicate `here` (an integer) is not zero."""
     text = (
         "{{ .reg .b64 p; .reg .pred q; setp.ne.s32 q, {i[3]}, 0; mul.wide.s32 p, {i[1]}, 4; add.s64 p, p, {i[0]}; "
         "cvta.to.global.u64 p, p; @q st.global.b32 [p], {i[2]}; }}"
     )
-    emit(text, "", [("l", address(ref)), ("r", offset), ("f", x), ("r", here)], volatile=True)
+    emit(text, "", [("l", address(ref)), ("r", offset), (kind, x), ("r", here)], volatile=True)
 
 
 def shared_address(ref: Value) -> Value:

@@ -15,3 +15,21 @@ def product_of_lanes(words, q, half):
                 rows[lane // 4 + 8 * (i % 2), 2 * (lane % 4) + j + 8 * (i // 2)] += sign * pair[:, j]
     sums = rows @ signs(16)[:, 8 * half : 8 * half + 8]
     return [sums[lane // 4 + 8 * (i // 2), 2 * (lane % 4) + i % 2] for i in range(4)]
+
+
+def left_of_lanes(words):
+    """The left operand of an m16n8k16 product, 16 × 16, that four pairs a lane are."""
+    lane, rows = np.arange(32), np.zeros((16, 16))
+    for i, pair in enumerate(words):
+        for j in range(2):
+            rows[lane // 4 + 8 * (i % 2), 2 * (lane % 4) + j + 8 * (i // 2)] = pair[:, j]
+    return rows
+
+
+def right_of_lanes(words):
+    """The right operand, 16 × 8, that two pairs a lane are."""
+    lane, columns = np.arange(32), np.zeros((16, 8))
+    for i, pair in enumerate(words):
+        for j in range(2):
+            columns[2 * (lane % 4) + j + 8 * i, lane // 4] = pair[:, j]
+    return columns

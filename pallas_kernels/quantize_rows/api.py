@@ -100,9 +100,7 @@ def run_kernel(
 ) -> tuple[Array, ...]:
     """The kernel, and its side results from the order it computes them in to one row a token."""
     if config.warps:
-        if not warps_sm90.supports(spec):
-            raise ValueError(f"{OP}: config.warps = {config.warps}, expected 0 for {spec}")
-        return warps_sm90.run(x, spec=spec, config=config)
+        return warps_sm90.run(x, factor, offset, spec=spec, config=config)
     (m, k), rows, split = x.shape, config.rows, config.split
     x = in_eights(x)
     kind = nvfp4_sm90.Nvfp4Kernel if spec.form == "nvfp4" else kernel_sm90.Kernel

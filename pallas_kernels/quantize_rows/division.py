@@ -1,4 +1,4 @@
-"""Which rows, groups of 128 and columns an SM, a warp and a lane take, in `warps_sm90`."""
+"""Which rows, groups of 128 and columns a CTA, a warp and a lane take, in `warps_sm90`."""
 
 import dataclasses
 import functools
@@ -28,13 +28,17 @@ class Division:
         return WARPS * self.config.warpgroups
 
     @property
+    def ctas(self) -> int:
+        return self.sms * self.config.waves
+
+    @property
     def teams(self) -> int:
         """In a CTA: what takes `rows` rows at a time."""
         return self.warps // self.config.warps
 
     @property
     def rounds(self) -> int:
-        return ceil_div(ceil_div(self.m, self.config.rows), self.teams * self.sms)
+        return ceil_div(ceil_div(self.m, self.config.rows), self.teams * self.ctas)
 
     @property
     def row_groups(self) -> int:
@@ -59,10 +63,10 @@ class Division:
 
 
 class Place:
-    """Of one warp of an SM."""
+    """Of one warp of a CTA."""
 
-    def __init__(self, division: Division, sm: Value) -> None:
-        self.division, self.sm = division, sm
+    def __init__(self, division: Division, cta: Value) -> None:
+        self.division, self.cta = division, cta
         self.lane = ptx.op("mov.u32 {o[0]}, %laneid;", "r")
         self.warp = ptx.op("{{ .reg .b32 a; mov.u32 a, %tid.x; shr.u32 {o[0]}, a, 5; }}", "r")
         self.group = regs.integer("shr.u32 {o[0]}, {i[0]}, {i[1]};", self.lane, 2)
@@ -75,10 +79,17 @@ class Place:
         return times(self.part, self.division.groups)
 
     def row(self, i: Value) -> Value:
-        """The first of a round. Neighbouring SMs take neighbouring rows, and none more than one team's share more."""
+        """The first of a round. Neighbouring SMs take neighbouring rows, and none more than one team's share more.
+
+        In waves a CTA takes a stretch of its own: those that run together are close to each other, and which SM takes
+        the next is decided by who is done.
+        """
         division = self.division
         team = quotient(self.warp, division.config.warps)
-        taken = times_plus(times_plus(i, division.teams, team), division.sms, self.sm)
+        if division.config.waves == 1:
+            taken = times_plus(times_plus(i, division.teams, team), division.ctas, self.cta)
+        else:
+            taken = times_plus(times_plus(self.cta, division.rounds, i), division.teams, team)
         return times(taken, division.config.rows)
 
     def exists(self, unit: int, row: Value) -> Value | None:

@@ -17,22 +17,14 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, vector
 
-from pallas_kernels import ptx
 from pallas_kernels.mosaic import swizzled
+from pallas_kernels.quantize_rows.blocks import encoded
 from pallas_kernels.quantize_rows.config import GROUP, TILE
 from pallas_kernels.quantize_rows.kernel_sm90 import HALF, ROWS, Kernel, Outputs
-from pallas_kernels.quantize_rows.spec import BLOCK, E2M1_MAX, E4M3_MAX, E4M3_SMALLEST
+from pallas_kernels.quantize_rows.spec import BLOCK
 
 WORDS = HALF // 8  # of codes, in a half group
 BLOCKS = GROUP // BLOCK
-
-# A value to its code: below 1 one more than it, else itself, rounded to one bit of mantissa, half to even.
-CODE = (
-    "{{ .reg .f32 y, z; .reg .b32 b, l; .reg .pred p; mul.f32 y, {i[0]}, {i[1]}; abs.f32 y, y; "
-    "min.f32 y, y, 0f40C00000; setp.lt.f32 p, y, 0f3F800000; add.f32 z, y, 0f3F800000; selp.f32 z, z, y, p; "
-    "mov.b32 b, z; bfe.u32 l, b, 22, 1; add.u32 b, b, l; add.u32 b, b, 0x1FFFFF; shr.u32 b, b, 22; "
-    "selp.b32 l, 254, 252, p; sub.u32 b, b, l; mov.b32 l, {i[0]}; shr.u32 l, l, 31; mad.lo.u32 {o[0]}, l, 8, b; }}"
-)
 
 
 def order() -> np.ndarray:
@@ -102,10 +94,8 @@ def encode(left: Array, right: Array, inverse: Array, first: Array, block_scale_
             scales = []
             for half, registers in enumerate(halves):
                 values = [value for t in range(HALF // 8) for value in _elements(registers[t, row_half])]
-                scale, reciprocal = _block_scale(values, factor)
+                pair, scale = encoded(values, factor)
                 scales.append(scale)
-                codes = [ptx.op(CODE, "r", ("f", value), ("f", reciprocal)) for value in values]
-                pair = [_word(codes[:8]), _word(codes[8:])]
                 out[half][0, row_half] = vector.from_elements(ir.VectorType.get((2,), pair[0].type), pair)
             row, column = places[row_half]
             place = arith.addi(arith.addi(arith.muli(row, _index(BLOCKS)), column), _as_index(start))
@@ -113,31 +103,6 @@ def encode(left: Array, right: Array, inverse: Array, first: Array, block_scale_
         return [_array(registers) for registers in out]
 
     return inner(left, right, inverse, first, block_scale_gmem)
-
-
-def _block_scale(values: list[ir.Value], factor: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """(The bits of the e4m3 scale that puts the largest value at 6, what a value is multiplied by to become a code.)"""
-    largest = ptx.op("abs.f32 {o[0]}, {i[0]};", "f", ("f", values[0]))
-    for value in values[1:]:
-        text = "{{ .reg .f32 a; abs.f32 a, {i[1]}; max.f32 {o[0]}, {i[0]}, a; }}"
-        largest = ptx.op(text, "f", ("f", largest), ("f", value))
-    wanted = ptx.multiply(ptx.multiply(largest, factor), ptx.constant(1 / E2M1_MAX, "f"))
-    low, high = ptx.constant(E4M3_SMALLEST, "f"), ptx.constant(E4M3_MAX, "f")
-    text = (
-        "{{ .reg .f32 a; .reg .b16 h; max.f32 a, {i[0]}, {i[1]}; min.f32 a, a, {i[2]}; "
-        "cvt.rn.satfinite.e4m3x2.f32 h, a, a; mov.b32 {o[0]}, {{h, h}}; and.b32 {o[0]}, {o[0]}, 0x7f; }}"
-    )
-    bits = ptx.op(text, "r", ("f", wanted), ("f", low), ("f", high))
-    # Normal, so exponent and mantissa only change places, and the bias from 7 to 127.
-    text = "{{ .reg .b32 b; shl.b32 b, {i[0]}, 20; add.u32 b, b, 0x3C000000; mov.b32 {o[0]}, b; }}"
-    return bits, ptx.multiply(factor, ptx.reciprocal(ptx.op(text, "f", ("r", bits))))
-
-
-def _word(codes: list[ir.Value]) -> ir.Value:
-    word = codes[-1]
-    for code in reversed(codes[:-1]):
-        word = ptx.op("mad.lo.u32 {o[0]}, {i[0]}, 16, {i[1]};", "r", ("r", word), ("r", code))
-    return word
 
 
 def _bytes(words: list[ir.Value]) -> ir.Value:

@@ -82,6 +82,24 @@ def sum_by_product(words: Sequence[Value]) -> Value:
     return ptx.add(sums[0], sums[2])
 
 
+def sum_of_squares(words: Sequence[Value]) -> Value:
+    """Σx² of a unit's bf16 pairs by group, in one lane of the four that share one and 0 in the others.
+
+    As a right operand what a lane holds is a column of what it is as a left one, so the diagonal of the product has it.
+    """
+    sums = [ptx.constant(0.0, "f")] * 4
+    for q in range(CHUNKS):
+        a, b, c, d = words[4 * q : 4 * q + 4]
+        sums = _mma([a, b, c, d], a, c, sums)
+        sums = _mma([b, a, d, c], b, d, sums)
+    text = (
+        "{{ .reg .b32 l, g, c; .reg .pred p, q; .reg .f32 x; mov.u32 l, %laneid; shr.u32 g, l, 3; and.b32 c, l, 3; "
+        "setp.eq.u32 p, c, g; and.b32 g, l, 4; setp.ne.u32 q, g, 0; selp.f32 x, {i[1]}, {i[0]}, q; "
+        "selp.f32 {o[0]}, x, 0f00000000, p; }}"
+    )
+    return ptx.op(text, "f", ("f", sums[0]), ("f", sums[1]))
+
+
 def max_of_pairs(a: Value, b: Value) -> Value:
     return ptx.op("max.NaN.bf16x2 {o[0]}, {i[0]}, {i[1]};", "r", ("r", a), ("r", b))
 
@@ -150,3 +168,14 @@ def store(address: Value, offset: int, pair: list[Value], exists: Value | None) 
         store = f"{{{{ .reg .pred p; setp.ne.s32 p, {{i[3]}}, 0; @p {store} }}}}"
         ins.append(("r", exists))
     ptx.emit(store, "", ins, volatile=True)
+
+
+def store_shared_where(address: Value, offset: int, words: list[Value], exists: Value | None) -> None:
+    """Two or four words."""
+    names = ", ".join(f"{{i[{1 + i}]}}" for i in range(len(words)))
+    text = f"st.shared.v{len(words)}.b32 [{{i[0]}} + {offset}], {{{{{names}}}}};"
+    ins = [("r", address), *(("r", word) for word in words)]
+    if exists is not None:
+        text = f"{{{{ .reg .pred p; setp.ne.s32 p, {{i[{len(ins)}]}}, 0; @p {text} }}}}"
+        ins.append(("r", exists))
+    ptx.emit(text, "", ins, volatile=True)

@@ -9,8 +9,6 @@ Chunks 2q and 2q + 1 of a lane are columns 64q + 16c to + 15, so that their code
 order of what names a column (q, c, j) is all the same, as long as j comes last.
 """
 
-import functools
-
 from pallas_kernels import ptx
 from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import registers as regs
@@ -28,6 +26,7 @@ from pallas_kernels.quantize_rows.division import (
 from pallas_kernels.quantize_rows.registers import CHUNK, CHUNKS, GROUPS, LANES
 
 _BARRIER = 8  # bytes
+_ROW = 2 * GROUP  # bytes of a group of a row
 _SHARED_MEMORY = 232448  # bytes a CTA can have on Hopper
 _OTHER = 4096  # of them for Mosaic GPU, and for what warps tell each other
 
@@ -44,20 +43,30 @@ def ring_bytes(division: Division) -> int:
     return division.warps * slots(division) * (slot_bytes(division) + _BARRIER)
 
 
-def fits(division: Division) -> bool:
-    return ring_bytes(division) <= _SHARED_MEMORY - _OTHER
+def fits(division: Division, besides: int = 0) -> bool:
+    """Beside so many bytes for something else."""
+    return ring_bytes(division) + besides <= _SHARED_MEMORY - _OTHER
 
 
 class Ring:
     """`i` is the round; in round i the slot of i - 1 is filled for i + ahead."""
 
-    def __init__(self, place: Place, i: Value, x: Value, codes: Value, memory: Value, barriers: Value) -> None:
+    lane_columns = 2 * CHUNK  # from a lane to the next
+
+    def __init__(
+        self, place: Place, i: Value, x: Value, codes: Value, memory: Value, barriers: Value, *, code_bits: int = 8
+    ) -> None:
         self.place, self.division, self.i = place, place.division, i
         self.row, self.x, self.codes = place.row(i), x, codes
         self.slots, self.size = slots(self.division), slot_bytes(self.division)
-        self.leader = below(place.lane, 1)
+        self.line, self.leader = GROUP * code_bits // 8, below(place.lane, 1)
         self.memory = times_plus(place.warp, self.slots * self.size, ptx.shared_address(memory))
         self.barriers = times_plus(place.warp, self.slots * _BARRIER, ptx.shared_address(barriers))
+
+    @staticmethod
+    def chunk_column(q: int) -> int:
+        """Of a lane's first chunk and the others."""
+        return q // 2 * 2 * LANES * CHUNK + q % 2 * CHUNK
 
     def begin(self) -> None:
         for slot in range(self.slots):
@@ -76,13 +85,14 @@ class Ring:
     def load(self, unit: int) -> list[Value]:
         exists, words = self.place.exists(unit, self.row), []
         for offset in _offsets(unit):
-            words += ptx.load_sixteen("ld.shared", ("r", self._lane(2)), offset, exists)
+            words += ptx.load_sixteen("ld.shared", ("r", self._lane(_ROW)), offset, exists)
         return words
 
     def put_back(self, unit: int, words: list[Value]) -> None:
         """What is encoded instead of what came, for this lane to load again."""
+        exists = self.place.exists(unit, self.row)
         for q, offset in enumerate(_offsets(unit)):
-            _store(self._lane(2), offset, words[4 * q : 4 * q + 4], self.place.exists(unit, self.row))
+            regs.store_shared_where(self._lane(_ROW), offset, words[4 * q : 4 * q + 4], exists)
 
     def load_again(self, unit: int) -> list[Value]:
         """For its codes, which come to lie on units before it, or on itself."""
@@ -99,15 +109,16 @@ class Ring:
     def store(self, unit: int, codes: list[list[Value]]) -> None:
         exists = self.place.exists(unit, self.row)
         for q in range(0, CHUNKS, 2):
-            offset = unit * GROUPS * GROUP + q * LANES * CHUNK
-            _store(self._lane(1), offset, [*codes[q], *codes[q + 1]], exists)
+            offset = unit * GROUPS * self.line + q * self.line // CHUNKS
+            regs.store_shared_where(self._lane(self.line), offset, [*codes[q], *codes[q + 1]], exists)
 
     def send(self) -> None:
         ptx.emit("fence.proxy.async.shared::cta;", volatile=True)
         _sync()
-        codes = self._bytes(self.row, 1)
+        codes = self._bytes(self.row, self.line)
         here = _positive(codes, self.leader)
-        to = address(self.codes, self.row, self.division.k, self._inside, 1)
+        inside = times(self.place.first_group, self.line)
+        to = address(self.codes, self.row, self.division.row_groups * self.line, inside, 1)
         text = "cp.async.bulk.global.shared::cta.bulk_group [{i[0]}], [{i[1]}], {i[2]};"
         _when(here, text, ("l", to), self._slot(self.i), codes)
         _when(self.leader, "cp.async.bulk.commit_group;")
@@ -119,7 +130,7 @@ class Ring:
     def _fetch(self, j: Value) -> None:
         """What this warp takes in round j, if it takes anything then."""
         row, barrier = self.place.row(j), self._barrier(j)
-        size, leads = self._bytes(row, 2), below(row, self.division.m, self.leader)
+        size, leads = self._bytes(row, _ROW), below(row, self.division.m, self.leader)
         _when(leads, "mbarrier.arrive.expect_tx.shared::cta.b64 a, [{i[0]}], {i[1]};", barrier, size)
         # Read once: it need not push anything else out of the second-level cache.
         policy = ptx.op("createpolicy.fractional.L2::evict_first.b64 {o[0]}, 1.0;", "l")
@@ -127,14 +138,11 @@ class Ring:
             "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
             "[{i[0]}], [{i[1]}], {i[2]}, [{i[3]}], {i[4]};"
         )
-        origin = address(self.x, row, self.division.k, self._inside, 2)
+        inside = times(self.place.first_group, GROUP)
+        origin = address(self.x, row, self.division.k, inside, 2)
         _when(_positive(size, leads), text, self._slot(j), ("l", origin), size, barrier, ("l", policy))
 
     # Places.
-
-    @functools.cached_property
-    def _inside(self) -> Value:
-        return times(self.place.first_group, GROUP)
 
     def _turn(self, j: Value) -> Value:
         return remainder(j, self.slots)
@@ -145,14 +153,14 @@ class Ring:
     def _barrier(self, j: Value) -> Value:
         return times_plus(self._turn(j), _BARRIER, self.barriers)
 
-    def _lane(self, size: int) -> Value:
-        """Of this lane's first value, or of its first code."""
+    def _lane(self, line: int) -> Value:
+        """Of this lane's first value, or of its first code, where a group has so many bytes."""
         group, quarter = self.place.group, self.place.quarter
-        return times_plus(group, size * GROUP, times_plus(quarter, size * 2 * CHUNK, self._slot(self.i)))
+        return times_plus(group, line, times_plus(quarter, line // (2 * LANES), self._slot(self.i)))
 
-    def _bytes(self, row: Value, size: int) -> Value:
-        """Of what this warp takes of a round's rows, or of their codes."""
-        division, line = self.division, size * GROUP
+    def _bytes(self, row: Value, line: int) -> Value:
+        """Of what this warp takes of a round's rows, or of their codes, where a group has so many."""
+        division = self.division
         count = ptx.constant(division.groups, "r")
         if division.parts_differ:
             left = regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", division.row_groups, self.place.first_group)
@@ -165,7 +173,7 @@ class Ring:
 
 def _offsets(unit: int) -> list[int]:
     """Of a lane's chunks, in bytes."""
-    return [2 * (unit * GROUPS * GROUP + q // 2 * 2 * LANES * CHUNK + q % 2 * CHUNK) for q in range(CHUNKS)]
+    return [2 * (unit * GROUPS * GROUP + Ring.chunk_column(q)) for q in range(CHUNKS)]
 
 
 def _least(x: Value, bound: int) -> Value:
@@ -186,12 +194,3 @@ def _when(here: Value, text: str, *operands: Value | tuple[str, Value]) -> None:
 
 def _sync() -> None:
     ptx.emit("bar.warp.sync 0xffffffff;", volatile=True)
-
-
-def _store(address: Value, offset: int, four: list[Value], exists: Value | None) -> None:
-    text = f"st.shared.v4.b32 [{{i[0]}} + {offset}], {{{{{{i[1]}}, {{i[2]}}, {{i[3]}}, {{i[4]}}}}}};"
-    ins = [("r", address), *(("r", word) for word in four)]
-    if exists is None:
-        ptx.emit(text, "", ins, volatile=True)
-    else:
-        _when(exists, text, *ins)

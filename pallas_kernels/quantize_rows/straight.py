@@ -12,8 +12,15 @@ from pallas_kernels.quantize_rows.registers import CHUNK, CHUNKS, GROUPS, LANES
 class Straight:
     """One warp's: chunk q of a lane is columns 32q + 8c + j, so that four lanes load 64 bytes next to each other."""
 
+    lane_columns = CHUNK  # from a lane to the next
+
     def __init__(self, place: Place, i: Value, x: Value, codes: Value) -> None:
         self.place, self.row, self.x, self.codes = place, place.row(i), x, codes
+
+    @staticmethod
+    def chunk_column(q: int) -> int:
+        """Of a lane's first chunk and the others."""
+        return q * LANES * CHUNK
 
     @functools.cached_property
     def _from(self) -> Value:
@@ -32,14 +39,14 @@ class Straight:
     def load(self, unit: int) -> list[Value]:
         exists, words = self.place.exists(unit, self.row), []
         for q in range(CHUNKS):
-            offset = 2 * (unit * GROUPS * GROUP + q * LANES * CHUNK)
+            offset = 2 * (unit * GROUPS * GROUP + self.chunk_column(q))
             words += regs.load(self._from, offset, exists)
         return words
 
     def store(self, unit: int, codes: list[list[Value]]) -> None:
         exists = self.place.exists(unit, self.row)
         for q, pair in enumerate(codes):
-            regs.store(self._to, unit * GROUPS * GROUP + q * LANES * CHUNK, pair, exists)
+            regs.store(self._to, unit * GROUPS * GROUP + self.chunk_column(q), pair, exists)
 
     def arrive(self) -> None: ...
 

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from lane_products import product_of_lanes
+from lane_products import left_of_lanes, product_of_lanes, right_of_lanes
 
 from benchmarks.kernels import quantize_rows as benchmark
-from pallas_kernels.quantize_rows import QuantizeRowsConfig, nvfp4_sm90, quantize_rows, registers, warps_sm90
+from pallas_kernels.quantize_rows import QuantizeRowsConfig, nvfp4_sm90, quantize_rows, registers
 from pallas_kernels.quantize_rows.api import run_kernel
 from pallas_kernels.quantize_rows.config import case_name, choose_config
 from pallas_kernels.quantize_rows.emulation import emulate
+from pallas_kernels.quantize_rows.ring import Ring
 from pallas_kernels.quantize_rows.spec import Spec
+from pallas_kernels.quantize_rows.straight import Straight
 from pallas_kernels.tables import lookup
 from sixbit_jax.formats import hadamard, quantize_nvfp4
 
@@ -90,7 +92,7 @@ def test_nvfp4_zeros_have_scale_one():
 
 
 def test_codes_by_bits_are_the_nearest():
-    """The instructions of `nvfp4_sm90.CODE` on integers: every code, middles and what is beside them."""
+    """The instructions of `blocks.CODE` on integers: every code, middles and what is beside them."""
     table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
     middles = (table[:-1] + table[1:]) / 2
     # Below 1 what is within 2^-24 of a middle counts as the middle.
@@ -149,6 +151,25 @@ def test_lanes_that_hold_groups_rotate_them_in_place(rng, order):
                 np.testing.assert_allclose(np.stack(pair, axis=1), expected[:, q, word], atol=1e-9)
 
 
+def test_the_diagonal_of_a_product_with_itself_has_the_squares_of_groups(rng):
+    x = rng.integers(-9, 10, (8, 128)).astype(float)
+    of_lane, sums = straight_order(x), np.zeros((16, 8))
+    for q in range(4):
+        a, b, c, d = (of_lane[:, q, p] for p in range(4))
+        sums += left_of_lanes([a, b, c, d]) @ right_of_lanes([a, c])
+        sums += left_of_lanes([b, a, d, c]) @ right_of_lanes([b, d])
+    np.testing.assert_array_equal(np.diagonal(sums), (x**2).sum(1))
+
+
+@pytest.mark.parametrize(("kind", "order"), [(Straight, straight_order), (Ring, ring_order)])
+def test_lanes_ask_for_the_channels_they_hold(kind, order):
+    columns = order(np.broadcast_to(np.arange(128), (8, 128)))
+    for lane in range(32):
+        for q in range(4):
+            first = kind.chunk_column(q) + lane % 4 * kind.lane_columns
+            assert columns[lane, q].flatten().tolist() == list(range(first, first + 8))
+
+
 # The number of rows only sets the number of CTAs.
 SHAPES = [case for case in benchmark.cases() if case.m == 32760]
 
@@ -161,7 +182,7 @@ def test_lowers_for_cuda_at_every_benchmark_shape(case):
     assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("variant", ["plain", "rotated"])
+@pytest.mark.parametrize("variant", ["plain", "rotated", "modulated", "nvfp4"])
 @pytest.mark.parametrize("k", [128, 384, 2048, 3072, 6144, 12288, 16384])
 def test_lowers_at_any_width(k, variant):
     case = benchmark.Case("", 1003, k, variant)
@@ -178,10 +199,10 @@ def test_lowers_at_any_number_of_rows(m):
     assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("case", [case for case in SHAPES if warps_sm90.supports(case.spec)], ids=str)
+@pytest.mark.parametrize("case", SHAPES, ids=str)
 def test_every_candidate_lowers(case):
     avals = jax.eval_shape(lambda: benchmark.random_operands(case))
-    for config in benchmark.candidates(case):
+    for config in benchmark.in_registers(case):
         kernel = functools.partial(benchmark.run_kernel, case, config=config)
         assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
 
@@ -203,9 +224,19 @@ def test_rows_in_registers_lower_at_any_number_of_rows(m, config):
     assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
 
 
-def test_what_changes_x_does_not_stay_in_registers():
-    with pytest.raises(ValueError, match=r"config\.warps = 1"):
-        run_kernel(jnp.ones((8, 128), jnp.bfloat16), spec=Spec(norm="rms"), config=QuantizeRowsConfig(warps=1))
+@pytest.mark.parametrize("m", [1, 9, 1003])
+def test_everything_at_once_lowers_at_any_number_of_rows(m):
+    """Norm, channels, GELU, rotation and a scale a group, in parts of rows that differ and in stretches."""
+    spec = Spec(rotate=True, activation="gelu_tanh", grouped=True, norm="layer", affine=True)
+    config = QuantizeRowsConfig(1, warps=4, ahead=1, keep=False, waves=3)
+    avals = jax.ShapeDtypeStruct((m, 1152), jnp.bfloat16), *[jax.ShapeDtypeStruct((1152,), jnp.float32)] * 2
+    kernel = functools.partial(run_kernel, spec=spec, config=config)
+    assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_four_bits_need_rows_ahead():
+    with pytest.raises(ValueError, match=r"config\.ahead = 0"):
+        run_kernel(jnp.ones((8, 512), jnp.bfloat16), spec=Spec(form="nvfp4"), config=QuantizeRowsConfig(warps=1))
 
 
 @pytest.mark.parametrize(
@@ -215,6 +246,7 @@ def test_what_changes_x_does_not_stay_in_registers():
         (dict(warps=4, rows=2), "warps 4, rows 2"),
         (dict(warps=1, ahead=-1), r"config\.ahead = -1"),
         (dict(warps=1, keep=False), r"config\.keep is False"),
+        (dict(warps=1, waves=0), r"config\.waves = 0"),
         (dict(warps=1, warpgroups=8, ahead=8), r"config\.ahead = 8 takes"),
     ],
 )
@@ -224,12 +256,13 @@ def test_bad_configurations_are_named(changes, named):
         run_kernel(jnp.ones((8, 1024), jnp.bfloat16), spec=Spec(), config=config)
 
 
-def test_only_what_stays_in_registers_is_tuned_for_them():
+def test_what_needs_its_own_registers_is_tuned_on_its_own():
+    assert case_name(8960, Spec()) == "k8960 plain" and case_name(8960, Spec(rotate=True)) == "k8960 rotated"
     gelu = Spec(activation="gelu_tanh")
-    assert warps_sm90.supports(gelu) and case_name(8960, gelu) == "k8960 gelu_tanh"
+    assert case_name(8960, gelu) == "k8960 gelu_tanh"
     for change in (dict(norm="layer"), dict(affine=True)):
-        spec = dataclasses.replace(gelu, **change)
-        assert not warps_sm90.supports(spec) and case_name(8960, spec) == "k8960 gelu_tanh modulated"
+        assert case_name(8960, dataclasses.replace(gelu, **change)) == "k8960 gelu_tanh modulated"
+        assert case_name(8960, Spec(**change)) == "k8960 modulated"
 
 
 def test_entries_from_before_rows_came_ahead_still_load(tmp_path):

@@ -1,0 +1,78 @@
+"""Factor and offset of every channel in shared memory, in the order the lanes of `warps_sm90` want them.
+
+Warps take other rows but the same columns round after round, so they are brought once. As they lie in device memory,
+four lanes would read from the same banks; here those of a chunk's half lie next to each other, sixteen bytes a lane.
+"""
+
+from pallas_kernels import ptx
+from pallas_kernels.ptx import Value
+from pallas_kernels.quantize_rows import registers as regs
+from pallas_kernels.quantize_rows.changes import Pairs
+from pallas_kernels.quantize_rows.config import GROUP
+from pallas_kernels.quantize_rows.division import (
+    Division,
+    Place,
+    address,
+    below,
+    quotient,
+    remainder,
+    times,
+    times_plus,
+)
+from pallas_kernels.quantize_rows.registers import CHUNK, CHUNKS, GROUPS
+
+_LINE = 32 * 16  # bytes of a warp's lanes
+_UNIT = 2 * CHUNKS * _LINE  # of one vector, for a unit
+
+
+def channel_bytes(division: Division) -> int:
+    return 2 * _vector_bytes(division)
+
+
+def _vector_bytes(division: Division) -> int:
+    return division.config.warps * division.units * _UNIT
+
+
+class LaneChannels:
+    """`rows` tells which columns the chunks of a lane are."""
+
+    def __init__(self, place: Place, rows, factor: Value, offset: Value, memory: Value) -> None:
+        self.place, self.division, self.rows, self.vectors = place, place.division, rows, (factor, offset)
+        part = times_plus(place.part, self.division.units * _UNIT, ptx.shared_address(memory))
+        self.memory = times_plus(place.lane, 16, part)
+
+    def begin(self) -> None:
+        """Units are shared out to the teams."""
+        team = quotient(self.place.warp, self.division.config.warps)
+        for first in range(0, self.division.units, self.division.teams):
+            self._bring(ptx.add(team, ptx.constant(first, "r"), "r"))
+        ptx.emit("bar.sync 0;", volatile=True)
+
+    def _bring(self, unit: Value) -> None:
+        division, place = self.division, self.place
+        inside = times_plus(unit, GROUPS, place.group)
+        group = ptx.add(place.first_group, inside, "r")
+        exists = below(inside, division.groups)
+        if division.parts_differ:
+            exists = below(group, division.row_groups, exists)
+        column = times_plus(remainder(group, division.row_groups), GROUP, times(place.quarter, self.rows.lane_columns))
+        to, wanted = times_plus(unit, _UNIT, self.memory), below(unit, division.units)
+        zero = ptx.constant(0, "r")
+        for i, vector in enumerate(self.vectors):
+            origin = address(vector, zero, 0, column, 4)
+            for line in range(2 * CHUNKS):
+                offset = 4 * (self.rows.chunk_column(line // 2) + CHUNK // 2 * (line % 2))
+                four = regs.load_by("ld.global.nc", ("l", origin), offset, exists)
+                regs.store_shared_where(to, i * _vector_bytes(division) + line * _LINE, four, wanted)
+
+    def of_chunk(self, unit: int, q: int) -> Pairs:
+        first = unit * _UNIT + 2 * q * _LINE
+        vectors = [
+            [
+                x
+                for half in (0, _LINE)
+                for x in ptx.load_shared(self.memory, i * _vector_bytes(self.division) + first + half)
+            ]
+            for i in range(2)
+        ]
+        return list(zip(*vectors, strict=True))

@@ -1,0 +1,292 @@
+"""The instructions of one warp of `warps_sm90` in one round, written out: nothing here is a loop in the kernel."""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.experimental.mosaic.gpu import utils
+from jaxlib.mlir.dialects import arith
+
+from pallas_kernels import ptx
+from pallas_kernels.ptx import Value
+from pallas_kernels.quantize_rows import blocks
+from pallas_kernels.quantize_rows import registers as regs
+from pallas_kernels.quantize_rows.changes import changed, norm_of
+from pallas_kernels.quantize_rows.config import GROUP
+from pallas_kernels.quantize_rows.division import WARPS, Place, below, times, times_plus
+from pallas_kernels.quantize_rows.lane_channels import LaneChannels
+from pallas_kernels.quantize_rows.registers import CHUNKS, GROUPS
+from pallas_kernels.quantize_rows.ring import Ring
+from pallas_kernels.quantize_rows.spec import BLOCK, E2M1_MAX, E4M3_MAX, INT8_MAX, SMALLEST_AMAX, Spec
+from pallas_kernels.quantize_rows.straight import Straight
+
+ALL_LANES, GROUPS_APART, SAME_GROUP = (1, 2, 4, 8, 16), (4, 8, 16), (1, 2)
+
+
+class Outputs(NamedTuple):
+    """In device memory, of all rows."""
+
+    codes: Any
+    scale: Any
+    total: Any
+    largest: Any
+    block_scale: Any = None
+
+
+def meetings(spec: Spec) -> int:
+    """How often the warps of a row tell each other something in a round."""
+    return 2 if spec.norm else 1
+
+
+class Warp:
+    def __init__(
+        self,
+        spec: Spec,
+        place: Place,
+        i: Value,
+        rows: Straight | Ring,
+        channels: LaneChannels | None,
+        outputs: Outputs,
+        met: Value,
+    ) -> None:
+        self.spec, self.division, self.config = spec, place.division, place.division.config
+        self.round, self.place, self.rows, self.row = i, place, rows, rows.row
+        self.channels, self.outputs, self.met = channels, outputs, met
+
+    @functools.cached_property
+    def pair(self) -> Value:
+        return regs.thread_signs()
+
+    def run(self) -> None:
+        """In the last round some teams find no row."""
+        with utils.when(arith.cmpi(arith.CmpIPredicate.slt, self.row, ptx.constant(self.division.m, "r"))):
+            self._take_rows()
+
+    def _take_rows(self) -> None:
+        self.signs = regs.product_with(self.pair)
+        self.rows.arrive()
+        units = [self.rows.load(unit) for unit in range(self.division.units)]
+        if self.spec.changes:
+            units, measured = self._changed(units)
+        else:
+            measured = [(self._amax(words), *self._seen(words)) for words in units]
+        rows = [self._row_results(row, measured) for row in range(self.config.rows)]
+        self.rows.loaded()
+        if self.config.warps > 1:
+            combine = (regs.max_magnitude, ptx.add, regs.max_magnitude)
+            rows = [self._meet(rows[0], combine, 0)]
+        if self.spec.grouped:
+            scales = [None] * len(rows)
+        else:
+            scales = [self._scale(amax) for amax, _, _ in rows]
+            self._make_products_again(rows[0][0])
+        for unit, words in enumerate(units):
+            words = words if self.config.keep else self.rows.load_again(unit)
+            self._encode(unit, words, scales)
+        self.rows.send()
+        for row, ((_, total, largest), scale) in enumerate(zip(rows, scales, strict=True)):
+            self._store_vectors(row, scale and scale[0], total, largest)
+
+    def _make_products_again(self, amax: Value) -> None:
+        """Not kept: their f32 results would not fit. A sign that the compiler cannot know to be 0 says so to it."""
+        if self.spec.rotate:
+            text = "{{ .reg .b32 a; mov.b32 a, {i[1]}; shr.u32 a, a, 31; or.b32 {o[0]}, {i[0]}, a; }}"
+            self.signs = regs.product_with(ptx.op(text, "r", ("r", self.pair), ("f", amax)))
+
+    # What is measured.
+
+    def _seen(self, words: list[Value]) -> tuple[Value, Value]:
+        """Of a lane's group: Σ|x|, and max|x| as a bf16 pair."""
+        magnitudes = regs.magnitudes(words)
+        return regs.sum_by_product(magnitudes), functools.reduce(regs.max_of_pairs, magnitudes)
+
+    def _changed(self, units: list[list[Value]]) -> tuple[list[list[Value]], list[tuple[Value | None, Value, Value]]]:
+        """Units of what is encoded, and of each amax, Σ|x| and max|x|, of this lane's part of a group."""
+        norms = self._norms(units) if self.spec.norm else None
+        out, measured = [], []
+        for unit, words in enumerate(units):
+            words = words if norms is None or self.config.keep else self.rows.load(unit)
+            norm = norms and tuple(self._of_unit(unit, by_row) for by_row in zip(*norms, strict=True))
+            channels = self.channels and functools.partial(self.channels.of_chunk, unit)
+            words, total, largest = changed(self.spec, words, norm, channels)
+            if not self.config.keep:
+                self.rows.put_back(unit, words)
+            # A norm and an offset make something of the zeros where there is no group.
+            here = self.place.exists(unit, self.row) if self.spec.norm or self.spec.affine else None
+            amax, zero = self._amax(words), ptx.constant(0.0, "f")
+            measured.append([x and regs.where(here, x, zero) for x in (amax, total, largest)])
+            out.append(words)
+        return out, measured
+
+    def _norms(self, units: list[list[Value]]) -> list[tuple[Value, Value]]:
+        """Of each row: what a value is multiplied by, and what is added."""
+        zero = ptx.constant(0.0, "f")
+        totals = [regs.sum_by_product(words) if self.spec.norm == "layer" else zero for words in units]
+        squares = [regs.sum_of_squares(words) for words in units]
+        rows = [
+            (self._row_sum(row, totals, GROUPS_APART), self._row_sum(row, squares, ALL_LANES))
+            for row in range(self.config.rows)
+        ]
+        if self.config.warps > 1:
+            rows = [self._meet(rows[0], (ptx.add, ptx.add), 1)]
+        return [norm_of(*sums, self.division.k, self.spec) for sums in rows]
+
+    def _amax(self, words: list[Value]) -> Value | None:
+        """The largest magnitude of what is encoded; `None` if it is max|x|, or a matter of each group."""
+        if self.spec.grouped:
+            return None
+        if not self.spec.rotate:
+            pair = functools.reduce(regs.max_of_pairs, regs.magnitudes(words))
+            return regs.larger_of_pair(pair) if self.spec.changes else None
+        amax = ptx.constant(0.0, "f")
+        for half in (0, 1):
+            for a, b in regs.nearly_rotated(_chunks(words), half, self.signs):
+                # The larger of |a + b| and |a - b| is |a| + |b|.
+                for pair_of_last in zip(a, b, strict=True):
+                    amax = regs.max_magnitude(amax, regs.sum_of_magnitudes(*pair_of_last))
+        return amax
+
+    def _of_row(self, row: int, by_unit: list[Any]) -> list[tuple[Value | None, Any]]:
+        """Of the units that have groups of one of a warp's rows: which lanes' these are, and what there is of them."""
+        first, last = row * self.division.row_groups, (row + 1) * self.division.row_groups
+        if self.config.warps > 1:
+            last = self.division.units * GROUPS
+        return [
+            (self.place.within(unit, first, last), values)
+            for unit, values in enumerate(by_unit)
+            if unit * GROUPS < last and (unit + 1) * GROUPS > first
+        ]
+
+    def _row_sum(self, row: int, by_unit: list[Value], distances: tuple[int, ...]) -> Value:
+        zero = ptx.constant(0.0, "f")
+        mine = [regs.where(here, x, zero) for here, x in self._of_row(row, by_unit)]
+        return ptx.across_lanes(functools.reduce(ptx.add, mine), "f", ptx.add, distances)
+
+    def _row_results(self, row: int, measured) -> tuple[Value, Value, Value]:
+        """Over the warp: amax, Σ|x|, max|x| of one of its rows."""
+        amaxes, totals, magnitudes = zip(*measured, strict=True)
+        # Sums by products are the same in the four lanes of a group.
+        total = self._row_sum(row, list(totals), ALL_LANES if self.spec.changes else GROUPS_APART)
+        largest = regs.warp_max(self._largest(self._of_row(row, list(magnitudes))))
+        if amaxes[0] is None:
+            return largest, total, largest
+        zero, mine = ptx.constant(0.0, "f"), self._of_row(row, list(amaxes))
+        amax = functools.reduce(regs.max_magnitude, [regs.where(here, x, zero) for here, x in mine])
+        return regs.warp_max(amax), total, largest
+
+    def _largest(self, by_unit: list[tuple[Value | None, Value]]) -> Value:
+        if self.spec.changes:
+            zero = ptx.constant(0.0, "f")
+            return functools.reduce(regs.max_magnitude, [regs.where(here, x, zero) for here, x in by_unit])
+        none = ptx.constant(0, "r")
+        pairs = [regs.where(here, pair, none, "r") for here, pair in by_unit]
+        return regs.larger_of_pair(functools.reduce(regs.max_of_pairs, pairs))
+
+    def _meet(self, values: tuple[Value, ...], combine: tuple[Any, ...], meeting: int) -> tuple[Value, ...]:
+        """With the other warps of the row. Two places in turn: a warp may still read what met in the last round."""
+        mine, size = times(self.place.warp, 16), 16 * self.division.warps
+        turn = regs.integer("and.b32 {o[0]}, {i[0]}, {i[1]};", self.round, 1)
+        first_of_meeting = ptx.add(ptx.shared_address(self.met), ptx.constant(2 * size * meeting, "r"), "r")
+        address = times_plus(turn, size, first_of_meeting)
+        four = [*values, *[values[-1]] * (4 - len(values))]
+        ptx.store_shared(ptx.add(address, mine, "r"), 0, four)
+        utils.warpgroup_barrier()
+        first = regs.integer("and.b32 {o[0]}, {i[0]}, {i[1]};", mine, -16 * WARPS)
+        row = ptx.add(address, first, "r")
+        parts = [ptx.load_shared(row, 16 * i)[: len(values)] for i in range(WARPS)]
+        return tuple(functools.reduce(f, part) for f, part in zip(combine, zip(*parts, strict=True), strict=True))
+
+    # Codes.
+
+    def _scale(self, amax: Value) -> tuple[Value, Value]:
+        """The arithmetic of `code_scale`."""
+        largest = E4M3_MAX * E2M1_MAX if self.spec.form == "nvfp4" else INT8_MAX
+        norm = np.float32(GROUP**-0.5 if self.spec.rotate else 1.0)
+        of = lambda x: ptx.constant(float(x), "f")
+        scale = ptx.multiply(amax, of(np.float32((GROUP**-0.5 if self.spec.rotate else 1.0) / largest)))
+        text = "{{ .reg .pred p; setp.lt.f32 p, {i[0]}, {i[1]}; selp.f32 {o[0]}, 0f3F800000, {i[2]}, p; }}"
+        smallest = of(np.float32(SMALLEST_AMAX))
+        scale = ptx.op(text, "f", ("f", ptx.multiply(amax, of(norm))), ("f", smallest), ("f", scale))
+        return scale, ptx.op("div.rn.f32 {o[0]}, {i[0]}, {i[1]};", "f", ("f", of(norm)), ("f", scale))
+
+    def _of_unit(self, unit: int, by_row: list[Value]) -> Value:
+        """Each lane's: that of the row its group belongs to."""
+        value = by_row[0]
+        for row in range(1, len(by_row)):
+            first = row * self.division.row_groups
+            if first < (unit + 1) * GROUPS:
+                before = None if first <= unit * GROUPS else below(self.place.group, first - unit * GROUPS)
+                value = by_row[row] if before is None else regs.where(before, value, by_row[row])
+        return value
+
+    def _encode(self, unit: int, words: list[Value], scales: list[Any]) -> None:
+        if self.spec.grouped:
+            pairs = self._values(words)
+            inverse = self._group_scale(unit, pairs)
+        else:
+            inverse = self._of_unit(unit, [inverse for _, inverse in scales])
+            pairs = self._values(words)
+        if self.spec.form == "nvfp4":
+            self.rows.store(unit, self._blocks(unit, pairs, inverse))
+            return
+        codes = [[regs.codes_of(pair, inverse) for pair in chunk] for chunk in pairs]
+        self.rows.store(unit, [[regs.together(*four[:2]), regs.together(*four[2:])] for four in codes])
+
+    def _values(self, words: list[Value]) -> list[list[Any]]:
+        """What is encoded, in f32: by chunk, the two values of each of its words."""
+        chunks = _chunks(words)
+        if not self.spec.rotate:
+            return [[regs.as_floats(word) for word in chunk] for chunk in chunks]
+        pairs: list[list[Any]] = [[None] * 4 for _ in chunks]
+        for half in (0, 1):
+            for q, values in enumerate(regs.rotated(chunks, half, self.signs, ptx.add, ptx.subtract)):
+                pairs[q][2 * half : 2 * half + 2] = values
+        return pairs
+
+    def _group_scale(self, unit: int, pairs: list[list[Any]]) -> Value:
+        """Stores that of a lane's group, by one lane of the four; what its values are multiplied by."""
+        values = [x for chunk in pairs for pair in chunk for x in pair]
+        amax = functools.reduce(regs.max_magnitude, values, ptx.constant(0.0, "f"))
+        scale, inverse = self._scale(ptx.across_lanes(amax, "f", regs.max_magnitude, SAME_GROUP))
+        ptx.store_global(self.outputs.scale, self._group_place(unit), scale, self._some_lanes(unit, 1))
+        return inverse
+
+    def _blocks(self, unit: int, pairs: list[list[Any]], factor: Value) -> list[list[Value]]:
+        """Words of codes by chunk. Two chunks are a block; four lanes put the scales of theirs together."""
+        words, scales, shift = [], [], times(self.place.quarter, 8)
+        together = lambda a, b: regs.integer("or.b32 {o[0]}, {i[0]}, {i[1]};", a, b)
+        for q in range(0, CHUNKS, 2):
+            block = [x for chunk in pairs[q : q + 2] for pair in chunk for x in pair]
+            codes, bits = blocks.encoded(block, factor)
+            words += [[code] for code in codes]
+            mine = regs.integer("shl.b32 {o[0]}, {i[0]}, {i[1]};", bits, shift)
+            scales.append(ptx.across_lanes(mine, "r", together, SAME_GROUP))
+        scale = regs.where(below(self.place.quarter, 1), scales[0], scales[1], "r")
+        place = times_plus(self._group_place(unit), GROUP // BLOCK // 4, self.place.quarter)
+        ptx.store_global(self.outputs.block_scale, place, scale, self._some_lanes(unit, 2), "r")
+        return words
+
+    def _group_place(self, unit: int) -> Value:
+        """Of a lane's group among those of all rows."""
+        group = ptx.add(self.place.group, ptx.constant(unit * GROUPS, "r"), "r")
+        inside = ptx.add(self.place.first_group, group, "r")
+        return times_plus(self.row, self.division.row_groups, inside)
+
+    def _some_lanes(self, unit: int, count: int) -> Value:
+        """So many of the four of a group, if there is one."""
+        exists = self.place.exists(unit, self.row)
+        return below(self.place.quarter, count, 1 if exists is None else exists)
+
+    def _store_vectors(self, row: int, scale: Value | None, total: Value, largest: Value) -> None:
+        """By lane 0 of the row's first warp."""
+        here = below(regs.integer("or.b32 {o[0]}, {i[0]}, {i[1]};", self.place.lane, self.place.part), 1)
+        index = ptx.add(self.row, ptx.constant(row, "r"), "r")
+        if self.division.last_rows_differ:
+            here = below(index, self.division.m, here)
+        vectors = [(self.outputs.total, total), (self.outputs.largest, largest)]
+        for ref, value in vectors if scale is None else [(self.outputs.scale, scale), *vectors]:
+            ptx.store_global(ref, index, value, here)
+
+
+def _chunks(words: list[Value]) -> list[list[Value]]:
+    return [words[4 * q : 4 * q + 4] for q in range(CHUNKS)]
