@@ -62,7 +62,7 @@ class LaneChannels:
             origin = address(vector, zero, 0, column, 4)
             for line in range(2 * CHUNKS):
                 offset = 4 * (self.rows.chunk_column(line // 2) + CHUNK // 2 * (line % 2))
-                four = regs.load_by("ld.global.nc", ("l", origin), offset, exists)
+                four = ptx.load_sixteen("ld.global.nc", ("l", origin), offset, exists)
                 regs.store_shared_where(to, i * _vector_bytes(division) + line * _LINE, four, wanted)
 
     def of_chunk(self, unit: int, q: int) -> Pairs:

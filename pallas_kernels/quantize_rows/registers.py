@@ -90,8 +90,8 @@ def sum_of_squares(words: Sequence[Value]) -> Value:
     sums = [ptx.constant(0.0, "f")] * 4
     for q in range(CHUNKS):
         a, b, c, d = words[4 * q : 4 * q + 4]
-        sums = _mma([a, b, c, d], a, c, sums)
-        sums = _mma([b, a, d, c], b, d, sums)
+        sums = ptx.mma_bf16([a, b, c, d], a, c, sums)
+        sums = ptx.mma_bf16([b, a, d, c], b, d, sums)
     text = (
         "{{ .reg .b32 l, g, c; .reg .pred p, q; .reg .f32 x; mov.u32 l, %laneid; shr.u32 g, l, 3; and.b32 c, l, 3; "
         "setp.eq.u32 p, c, g; and.b32 g, l, 4; setp.ne.u32 q, g, 0; selp.f32 x, {i[1]}, {i[0]}, q; "

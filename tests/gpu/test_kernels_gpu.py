@@ -116,7 +116,7 @@ def nvfp4_weights(case):
     return jax.jit(lambda: nvfp4_matmul.random_weights(case)[0])()
 
 
-def poison(shape):
+def leave_nan(shape):
     """Memory of this size, freed, holds NaN: what a kernel leaves out shows."""
     jax.block_until_ready(jnp.full(shape, jnp.nan, jnp.bfloat16))
 
@@ -144,7 +144,7 @@ def test_fused_nvfp4_candidates(record_property, m):
     bias = jax.random.normal(jax.random.key(2), (case.n,))
     errors = {}
     for config in nvfp4_matmul.candidates(case):
-        poison((m, case.n))
+        leave_nan((m, case.n))
         actual = jax.jit(functools.partial(fused, config=config))(x, packed, scale, jnp.float32(1e-3), bias=bias)
         errors[str(config)] = relative_error(actual.astype(jnp.float32), expected + np.asarray(bias))
     assert noted(record_property, max(errors.values())) < 2**-8, errors
@@ -162,7 +162,7 @@ def test_fused_nvfp4_by_warps(record_property, m, tiles, groups, early):
     x = jax.random.normal(keys[0], (m, k), jnp.bfloat16)
     scales, bias = jax.random.uniform(keys[1], (n,)), jax.random.normal(keys[2], (n,))
     run = jax.jit(functools.partial(fused, config=FusedConfig(stages=2, groups=groups, tiles=tiles, early=early)))
-    poison((m, n))
+    leave_nan((m, n))
     first, second = (np.asarray(run(x, packed, scale, scales, bias=bias), np.float32) for _ in range(2))
     expected = np.asarray(x, np.float64) @ np.asarray(scaled_values(packed, scale), np.float64).T
     assert noted(record_property, relative_error(first, expected * np.asarray(scales) + np.asarray(bias))) < 2**-8
