@@ -137,12 +137,22 @@ def differing_codes(case: Case, operands, result, rows: int = 512) -> float:
         raise ValueError(f"wrong codes: {_where_wrong(ours, theirs)}")
     _check_scales(case, last[1], *(np.asarray(part) for part in (expected[1], expected[3])))
     for a, b in zip(last[2:4], expected[2:4], strict=True):
-        np.testing.assert_allclose(a, np.asarray(b), rtol=1e-5)
+        np.testing.assert_allclose(a, np.asarray(b), rtol=1e-5 if case.spec.activation is None else 4e-5)
     if case.spec.form == "nvfp4":  # a block scale next to the middle between two may fall either way
         a, b = (scale.view(np.uint8).astype(np.int32) for scale in (last[4], np.asarray(expected[4])))
         if np.abs(a - b).max() > 1 or (a != b).mean() > 1e-3:
             raise ValueError("wrong block scales")
     return float((difference > 0).mean())
+
+
+def most_differing(case: Case) -> float:
+    """The share of codes that rounding explains.
+
+    The kernel's tanh is the special unit's, off by up to 2^-11, and what it makes is rounded to bf16 before the
+    rotation. The emulation with its tanh moved by as much either way has 1.9 % other codes, scales 1.85 steps off
+    (`_check_scales`) and sums 4e-5.
+    """
+    return 1e-3 if case.spec.activation is None else 0.02
 
 
 def _expected(spec: Spec, *operands) -> tuple[Any, ...]:
@@ -177,16 +187,18 @@ def _check_scales(case: Case, ours: np.ndarray, theirs: np.ndarray, largest: np.
 
     It may be rounded the other way before the rotation, which moves every sum it is in by a step of bf16, at most 2^-7
     of the row's largest value. Of the 128 values in the sum that decides a scale, each off by three roundings of f32,
-    2^-24 of it each, that happens to one in 128 · 2 · 3 · 2^-24 / 2^-8, in 1.2 % of rows.
+    2^-24 of it each, that happens to one in 128 · 2 · 3 · 2^-24 / 2^-8, in 1.2 % of rows. After a GELU it may happen to
+    several, in any row (`most_differing`).
     """
     off = np.abs(ours - theirs)
     if not case.spec.changes:
         np.testing.assert_array_less(off, 1e-5 * theirs)
         return
+    exact = case.spec.activation is None
     largest_code = E4M3_MAX * E2M1_MAX if case.spec.form == "nvfp4" else INT8_MAX
     step = 2.0**-7 * largest / (largest_code * (GROUP**0.5 if case.spec.rotate else 1.0))
-    np.testing.assert_array_less(off, 1e-5 * theirs + step)
-    if (moved := (off > 1e-5 * theirs).mean()) > 0.012:
+    np.testing.assert_array_less(off, 1e-5 * theirs + (1 if exact else 2) * step)
+    if exact and (moved := (off > 1e-5 * theirs).mean()) > 0.012:
         raise ValueError(f"wrong scales: {100 * moved:.1f} % of rows are off")
 
 

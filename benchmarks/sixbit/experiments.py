@@ -49,7 +49,9 @@ def precision(bench: Bench) -> list[Recipe]:
 
 def _lots(bench: Bench, predicted: Recipe, *, once: bool) -> list[Recipe]:
     share = (bench.ran(predicted, "activation_bits") - 4) / 4
-    later = max(0.0, (share * bench.steps - 1) / (bench.steps - 1))  # the first step is wide in both
+    # The first step is wide in both. In whole groups: another device's bits differ in their third place.
+    groups = np.size(predicted.precision.slope)
+    later = round(max(0.0, (share * bench.steps - 1) / (bench.steps - 1)) * groups) / groups
     drawn = "random once" if once else "random"
     return [
         dataclasses.replace(

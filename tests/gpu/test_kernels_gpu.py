@@ -53,14 +53,19 @@ def test_int8_matmul_candidates(record_property, variant, config):
     assert noted(record_property, int8_matmul.spot_error(case, result)) < 2**-8
 
 
+def assert_same_codes(record_property, case, operands, result):
+    """Sums in another order, hence the middle between two codes may fall either way."""
+    differing = noted(record_property, quantize_rows.differing_codes(case, operands, result, rows=case.m))
+    assert differing <= quantize_rows.most_differing(case)
+
+
 @pytest.mark.parametrize("variant", quantize_rows.VARIANTS)
 @pytest.mark.parametrize("k", [1536, 5120, 8960, 13824])
 def test_quantize_rows(record_property, variant, k):
     case = quantize_rows.Case("", 1003, k, variant)
     operands = quantize_rows.same_operands(case)
     result = jax.jit(functools.partial(quantize_rows.run_kernel, case))(*operands)
-    # Sums in another order, hence the middle between two codes may fall either way.
-    assert noted(record_property, quantize_rows.differing_codes(case, operands, result, rows=1003)) < 1e-3
+    assert_same_codes(record_property, case, operands, result)
 
 
 @pytest.mark.parametrize("variant", ["plain", "rotated"])
@@ -69,7 +74,7 @@ def test_quantize_rows_of_other_widths(record_property, variant, k):
     case = quantize_rows.Case("", 1003, k, variant)
     operands = quantize_rows.same_operands(case)
     result = jax.jit(functools.partial(quantize_rows.run_kernel, case))(*operands)
-    assert noted(record_property, quantize_rows.differing_codes(case, operands, result, rows=1003)) < 1e-3
+    assert_same_codes(record_property, case, operands, result)
 
 
 @pytest.mark.parametrize("variant", ["plain", "rotated", "grouped", "modulated", "nvfp4"])
@@ -81,7 +86,7 @@ def test_quantize_rows_that_are_narrow(record_property, variant, k, ahead):
     operands = quantize_rows.same_operands(case)
     config = quantize_rows.QuantizeRowsConfig(1, warpgroups=4, warps=1, ahead=ahead)
     result = jax.jit(functools.partial(quantize_rows.run_kernel, case, config=config))(*operands)
-    assert noted(record_property, quantize_rows.differing_codes(case, operands, result, rows=9001)) < 1e-3
+    assert_same_codes(record_property, case, operands, result)
 
 
 IN_REGISTERS = [
@@ -106,7 +111,7 @@ def test_quantize_rows_in_registers(record_property, variant, k, config):
     run = jax.jit(functools.partial(quantize_rows.run_kernel, case, config=config))
     poison([part for part in run(*operands) if part is not None])
     first, second = run(*operands), run(*operands)
-    assert noted(record_property, quantize_rows.differing_codes(case, operands, first, rows=1003)) < 1e-3
+    assert_same_codes(record_property, case, operands, first)
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(*(np.asarray(x).view(np.uint8) if x is not None else 0 for x in (a, b)))
 
