@@ -58,17 +58,13 @@ _BY_CHANNEL = {
     5120: QuantizeRowsConfig(rows=1, warpgroups=2, warps=1, ahead=1, keep=False),
     8960: QuantizeRowsConfig(rows=1, warpgroups=3, warps=4, ahead=1, keep=False),
 }
-# Below it the rule leaves rows to `kernel_sm90` until `tests/gpu` has passed with rows ahead at 128 and 256. What
-# failed there at 128, as they come, was the comparison: codes in the middle between two, of values drawn in bf16. What
-# failed rotated, at 128 and once at 384, is not known; the instructions, interpreted one by one, make the right codes.
-LEAST_WIDTH = 384
 
 
 def _by_rule(k: int, spec: Any) -> QuantizeRowsConfig:
     """Rows in registers; else blocks of at most 80 KiB, so that two CTAs share an SM."""
     choices = _BY_CHANNEL if _by_channel(spec) else _AS_THEY_COME
     fitting = [config for width, config in choices.items() if k <= width]
-    if fitting and k >= LEAST_WIDTH:
+    if fitting:
         # Four warpgroups leave 128 registers a thread.
         return (
             fitting[0]

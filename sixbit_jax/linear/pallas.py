@@ -24,7 +24,6 @@ from sixbit_jax.linear.nonlinearity import nonlinear
 from sixbit_jax.linear.spec import LinearSpec
 
 GROUP = 128  # columns that share a rotation, and may share an activation scale
-LEAST_K = 384
 FEW_TOKENS = 208
 FUSED_K = 256
 
@@ -54,8 +53,6 @@ def _integers(spec: LinearSpec) -> str | None:
         return f"x is {spec.x}, the quantizing kernel reads bfloat16"
     if spec.m == 0 or spec.k % GROUP or spec.n % GROUP:
         return f"{spec.m} x {spec.k} x {spec.n}: k and n must be multiples of {GROUP}, and there must be tokens"
-    if spec.k < LEAST_K:
-        return f"k is {spec.k}: narrower rows than {LEAST_K} have not been right on a GPU yet"
     if spec.w_groups != 1:
         return f"the weight has {spec.w_groups} scales a row, the kernel takes one"
     if spec.act_group not in (None, GROUP):
