@@ -14,7 +14,7 @@ def test_a_step_that_skips_every_block_costs_its_bytes(cache_format):
 
 
 def test_policies_cost_next_to_nothing():
-    """The same products, so the same velocity up to how they are fused in bf16."""
-    found = forward_times("1.3B", "bf16")
+    """The same products, so the same velocity up to how they are fused in bf16. Beside the fastest forward there is."""
+    found = forward_times("1.3B", "bf16", {"linear": "pallas", "attention": "int8"})
     assert found["forward_overhead"] <= 0.03
     assert found["forward_difference"] <= 0.02
