@@ -109,7 +109,8 @@ def skip_times(size: str, cache_format: str) -> dict[str, float]:
         state["x"], state["memory"] = run_stack(state["x"], state["memory"], skip)
         return state["x"]
 
-    big = jnp.ones((max(x.nbytes, 1 << 20) // 2,), jnp.bfloat16)
+    # Large enough for its rate to be that of the memory: a copy of x would be over before the host asks for the next.
+    big = jnp.ones((1 << (29 if jax.default_backend() == "gpu" else 19),), jnp.bfloat16)
     copy = jax.jit(lambda big: -big)  # reads and writes all of it once; a plain copy may be elided
     found = milliseconds({"skip": step, "copy": lambda: copy(big)})
     rate = 2 * big.nbytes / found["copy"]
