@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed packag
 
 from benchmarks.sixbit import stack_residual  # noqa: E402
 from benchmarks.sixbit.experiments import EXPERIMENTS, Bench  # noqa: E402
-from sixbit_jax import checkpoint, outputs, recipes  # noqa: E402
+from sixbit_jax import checkpoint, outputs, presets, recipes  # noqa: E402
 from sixbit_jax.cli import Parser, run  # noqa: E402
 from sixbit_jax.components import locate  # noqa: E402
 from sixbit_jax.errors import UserError, nearest  # noqa: E402
@@ -68,7 +68,10 @@ def make_plan(args: argparse.Namespace) -> Plan:
     """Dense sampling is the reference if nothing else is asked for."""
     prompts = read_prompts(args.prompts) if args.prompts else held_out(args.held_out)
     outputs.check_writable("--output", args.output / "runs.jsonl")
-    reference = dataclasses.replace(recipes.load(args.reference), dtype=args.dtype) if args.reference else dense(args)
+    reference = dense(args)
+    if args.reference:
+        asked = dataclasses.replace(recipes.load(args.reference), dtype=args.dtype)
+        reference, _ = presets.complete(asked, args.model, steps=args.steps)
     manifest = checkpoint.read_manifest(locate(args.model, args.dtype))
     return Plan(
         model=args.model,
