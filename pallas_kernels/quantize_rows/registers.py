@@ -162,19 +162,18 @@ def load(address: Value, offset: int, exists: Value | None) -> list[Value]:
 
 
 def store(address: Value, offset: int, pair: list[Value], exists: Value | None) -> None:
-    store = f"st.global.v2.b32 [{{i[0]}} + {offset}], {{{{{{i[1]}}, {{i[2]}}}}}};"
-    ins = [("l", address), *(("r", word) for word in pair)]
-    if exists is not None:
-        store = f"{{{{ .reg .pred p; setp.ne.s32 p, {{i[3]}}, 0; @p {store} }}}}"
-        ins.append(("r", exists))
-    ptx.emit(store, "", ins, volatile=True)
+    _store_where("global", ("l", address), offset, pair, exists)
 
 
 def store_shared_where(address: Value, offset: int, words: list[Value], exists: Value | None) -> None:
+    _store_where("shared", ("r", address), offset, words, exists)
+
+
+def _store_where(space: str, address: tuple[str, Value], offset: int, words: list[Value], exists: Value | None) -> None:
     """Two or four words."""
     names = ", ".join(f"{{i[{1 + i}]}}" for i in range(len(words)))
-    text = f"st.shared.v{len(words)}.b32 [{{i[0]}} + {offset}], {{{{{names}}}}};"
-    ins = [("r", address), *(("r", word) for word in words)]
+    text = f"st.{space}.v{len(words)}.b32 [{{i[0]}} + {offset}], {{{{{names}}}}};"
+    ins = [address, *(("r", word) for word in words)]
     if exists is not None:
         text = f"{{{{ .reg .pred p; setp.ne.s32 p, {{i[{len(ins)}]}}, 0; @p {text} }}}}"
         ins.append(("r", exists))
