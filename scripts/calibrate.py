@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--target-bits", type=float, default=6.0, help="width of the activations on average")
     p.add_argument("--target-skip-rate", type=float, default=0.2, help="share of block executions to skip")
     p.add_argument("--tau-prompts", type=int, default=4, help="of the prompts, so many to choose thresholds on")
+    p.add_argument("--batch", type=int, default=1, help="of these at a time; pays for a small model on a GPU")
     p.add_argument("--steps", type=int, help="denoising steps; default: the model's own")
     p.add_argument("--seed", type=int, default=0, help="of the first prompt's noise; the others count on")
     p.add_argument("--dtype", choices=("bf16", "f32"), default="f32", help="what the model computes in")

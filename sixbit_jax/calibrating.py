@@ -38,6 +38,8 @@ def calibrate_command(args: argparse.Namespace) -> None:
     """Run the command. What can be wrong is found before the model is loaded."""
     from sixbit_jax.evaluate.prompts import read_prompts, shown
 
+    if args.batch < 1:
+        raise UserError(f"--batch {args.batch}: needs at least 1")
     recipe = dataclasses.replace(recipes.load(args.recipe), dtype=args.dtype)
     observer = low_route_error(recipe)
     asked = read_prompts(args.prompts) if args.prompts else shown(args.tiny_world_prompts)
@@ -53,7 +55,7 @@ def calibrate_command(args: argparse.Namespace) -> None:
     fitted = predictor.fit(samples.gamma, samples.error)
     del pipe  # its weights, before those of the quantized model come
     unrouted = dataclasses.replace(recipe, precision=FixedPrecision())
-    trials = Trials.load(args.model, unrouted, prompts[: args.tau_prompts], settings)
+    trials = Trials.load(args.model, unrouted, prompts[: args.tau_prompts], settings, args.batch)
     effect = None
     if args.error == "velocity":
         effect = measure_effect(trials, observer)
@@ -145,7 +147,8 @@ def _short(values: np.ndarray) -> np.ndarray:
 def to_markdown(fitted: Fit, preset: Preset) -> str:
     """A row a linear group, and what was run."""
     facts = preset.facts
-    effects = facts["sensitivity"] or np.full_like(fitted.r2, np.nan)
+    effects = facts["sensitivity"]  # None if they were not asked for
+    column = ("", "") if effects is None else (" effect on the velocity: median |", "---|")
     lines = [
         "# Predictor",
         "",
@@ -156,15 +159,16 @@ def to_markdown(fitted: Fit, preset: Preset) -> str:
         f"{preset.error_threshold_beside_cache:.4f} beside the cache for {facts['mean_bits_beside_cache']:.2f}, what "
         f"is skipped counting as none; tau {preset.tau:.4f} skips {facts['skip_rate']:.0%} of the blocks.",
         "",
-        "| linear group | R² of a layer: median | least | most | falling slopes | R² of one line for all layers | "
-        "effect on the velocity: median |",
-        "|---|---|---|---|---|---|---|",
+        "| linear group | R² of a layer: median | least | most | falling slopes | R² of one line for all layers |"
+        + column[0],
+        "|---|---|---|---|---|---|" + column[1],
     ]
     for index, group in enumerate(GROUPS):
         r2, falling = fitted.r2[:, index], int((fitted.slope[:, index] < 0).sum())
         lines.append(
             f"| {group} | {np.median(r2):.2f} | {r2.min():.2f} | {r2.max():.2f} | {falling} of {len(r2)} | "
-            f"{fitted.pooled_r2[index]:.2f} | {np.median(np.asarray(effects)[:, index]):.2%} |"
+            f"{fitted.pooled_r2[index]:.2f} |"
+            + ("" if effects is None else f" {np.median(np.asarray(effects)[:, index]):.2%} |")
         )
     return "\n".join(lines) + "\n"
 

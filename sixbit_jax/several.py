@@ -50,8 +50,16 @@ def _denoise(
     noise: Float[Array, "n b t h w c"],
     infos: StepInfo,
 ) -> tuple[Float[Array, "n b t h w c"], Trace]:
-    def one(text: Array, noise: Array) -> tuple[Array, Trace]:
-        contexts = cast(WanDenoiser, parts.denoise).contexts(experts, text, None, None)
-        return sample(parts, experts, contexts, noise, infos)
+    return jax.vmap(functools.partial(one_of_several, parts, experts, infos))(texts, noise)
 
-    return jax.vmap(one)(texts, noise)
+
+def one_of_several(
+    parts: Sampler,
+    experts: tuple[Params, ...],
+    infos: StepInfo,
+    text: Float[Array, "e p text"],
+    noise: Float[Array, "b t h w c"],
+) -> tuple[Float[Array, "b t h w c"], Trace]:
+    """The latents of one, and its trace; what is mapped over."""
+    contexts = cast(WanDenoiser, parts.denoise).contexts(experts, text, None, None)
+    return sample(parts, experts, contexts, noise, infos)

@@ -1,28 +1,38 @@
 """Thresholds found on real runs: of the cache, and of precision beside it.
 
 Each moves what the other is chosen for: the more is rounded, the more deltas change and the less is skipped. So both
-searches look at the same runs.
+searches look at the same runs. All of them are one compiled program, to which thresholds are arguments.
 """
 
 import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from sixbit_jax import bits_search, tau_search
 from sixbit_jax.pipeline import WanPipeline
-from sixbit_jax.policies import AbstractPrecisionPolicy, PolicySpec, PredictedPrecision, TemporalDeltaCache
+from sixbit_jax.policies import AbstractPrecisionPolicy, PolicySpec, PredictedPrecision, StepInfo, TemporalDeltaCache
 from sixbit_jax.realised import realised
 from sixbit_jax.recipes import Recipe
-from sixbit_jax.sampler import Trace
+from sixbit_jax.sampler import COMPILER_OPTIONS, Sampler, Trace
+from sixbit_jax.settings import Settings
+from sixbit_jax.several import one_of_several
+from sixbit_jax.shapes import Params
 
 ROUNDS = 12
 CLOSE_RATE = 0.03
 CLOSE_BITS = 0.05
+MOVED = ("tau", "error_threshold")
+
+Policy = TypeVar("Policy")
+Thresholds = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,28 +42,39 @@ class Trials:
     pipe: WanPipeline
     prompts: Sequence[str]
     settings: dict[str, Any]  # `seed` is the first prompt's
+    batch: int = 1  # videos at a time
 
     @classmethod
-    def load(cls, model: str, recipe: Recipe, prompts: Sequence[str], settings: dict[str, Any]) -> "Trials":
+    def load(
+        cls, model: str, recipe: Recipe, prompts: Sequence[str], settings: dict[str, Any], batch: int = 1
+    ) -> "Trials":
         policy = (
             recipe.cache if isinstance(recipe.cache, TemporalDeltaCache) else TemporalDeltaCache(cache_format="int8")
         )
         ready = dataclasses.replace(recipe, cache=dataclasses.replace(policy, tau=0.0))
-        return cls(WanPipeline.load(model, ready), prompts, settings)
+        return cls(WanPipeline.load(model, ready), prompts, settings, batch)
 
     def under(self, precision: AbstractPrecisionPolicy) -> "Trials":
         """The same model and prompts."""
         recipe = dataclasses.replace(self.pipe.recipe, precision=precision)
         return dataclasses.replace(self, pipe=WanPipeline(self.pipe.components, recipe))
 
-    def run(self, advance: Callable[[], Any], **policies: Any) -> list[Trace]:
+    def run(
+        self, advance: Callable[[int], Any], cache: TemporalDeltaCache, precision: AbstractPrecisionPolicy
+    ) -> list[Trace]:
         """One run a prompt."""
-        trial = WanPipeline(self.pipe.components, dataclasses.replace(self.pipe.recipe, **policies))
-        traces = []
-        for index, prompt in enumerate(self.prompts):
-            chosen = trial.settings(prompt=prompt, **self.settings | {"seed": self.settings["seed"] + index})
-            traces.append(trial.traced(chosen))
-            advance()
+        (cache, tau), (precision, threshold) = _apart(cache), _apart(precision)
+        recipe = dataclasses.replace(self.pipe.recipe, cache=cache, precision=precision)
+        pipe = WanPipeline(self.pipe.components, recipe)
+        chosen = [
+            pipe.settings(prompt=prompt, **self.settings | {"seed": self.settings["seed"] + index})
+            for index, prompt in enumerate(self.prompts)
+        ]
+        traces: list[Trace] = []
+        for first in range(0, len(chosen), self.batch):
+            some = chosen[first : first + self.batch]
+            traces += _run(pipe, some, (tau, threshold))
+            advance(len(some))
         return traces
 
     @property
@@ -94,10 +115,10 @@ def find_thresholds(trials: Trials, predicted: np.ndarray, alone: float, bits: f
     tried: list[Found] = []
 
     def run(tau: float) -> list[Trace]:
-        policies: dict[str, Any] = {"cache": dataclasses.replace(trials.cache, tau=tau)}
-        if predicts:
-            policies["precision"] = dataclasses.replace(precision, error_threshold=widths.threshold)  # type: ignore[type-var]
-        return trials.run(advance, **policies)
+        tried = precision
+        if isinstance(precision, PredictedPrecision):
+            tried = dataclasses.replace(precision, error_threshold=widths.threshold)
+        return trials.run(advance, dataclasses.replace(trials.cache, tau=tau), tried)
 
     with bar("thresholds", (ROUNDS + 1) * len(trials.prompts)) as advance:
         changes = np.concatenate([np.asarray(trace.change) for trace in run(0.0)], 1)  # side by side, as branches
@@ -116,6 +137,42 @@ def find_thresholds(trials: Trials, predicted: np.ndarray, alone: float, bits: f
     return min(tried, key=distance)
 
 
+def _apart(policy: Policy) -> tuple[Policy, Thresholds]:
+    """The policy with thresholds of zero, which is part of the program, and its thresholds, which are not."""
+    moved = {name: getattr(policy, name) for name in MOVED if hasattr(policy, name)}
+    return _with(policy, dict.fromkeys(moved, 0.0)), moved
+
+
+def _with(policy: Policy, thresholds: Thresholds) -> Policy:
+    return dataclasses.replace(policy, **thresholds)  # type: ignore[type-var]
+
+
+def _run(pipe: WanPipeline, chosen: Sequence[Settings], thresholds: tuple[Thresholds, Thresholds]) -> list[Trace]:
+    texts = jnp.stack([pipe.encode_text(each) for each in chosen])
+    noise = jnp.stack([pipe.initial_latents(each) for each in chosen])
+    parts, infos = pipe.parts(chosen[0]), pipe.infos(chosen[0])
+    traces = jax.tree.map(np.asarray, _traces(parts, thresholds, pipe.components.experts, texts, noise, infos))
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], traces) for i in range(len(chosen))]
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=COMPILER_OPTIONS)
+def _traces(
+    parts: Sampler,
+    thresholds: tuple[Thresholds, Thresholds],
+    experts: tuple[Params, ...],
+    texts: Float[Array, "n e p text"],
+    noise: Float[Array, "n b t h w c"],
+    infos: StepInfo,
+) -> Trace:
+    """Of each prompt, leading with them. One alone is not vmapped: it would run both sides of every conditional."""
+    cache, precision = _with(parts.cache, thresholds[0]), _with(parts.precision, thresholds[1])
+    parts = dataclasses.replace(parts, cache=cache, precision=precision)
+    run = lambda text, noise: one_of_several(parts, experts, infos, text, noise)[1]
+    if len(texts) == 1:
+        return jax.tree.map(lambda leaf: leaf[None], run(texts[0], noise[0]))
+    return jax.vmap(run)(texts, noise)
+
+
 def _found(traces: Sequence[Trace], precision: AbstractPrecisionPolicy, threshold: float, tau: float) -> Found:
     came_to = [realised(trace, precision.routes) for trace in traces]
     skipped = np.concatenate([np.asarray(trace.skipped) for trace in traces], 1)
@@ -130,6 +187,6 @@ def _distance(found: Found, bits: float | None, skip_rate: float) -> float:
 
 
 @contextlib.contextmanager
-def bar(what: str, total: int) -> Iterator[Callable[[], Any]]:
+def bar(what: str, total: int) -> Iterator[Callable[..., Any]]:
     with tqdm(total=total, desc=what, unit="run", dynamic_ncols=True, disable=None) as bar:
         yield bar.update

@@ -50,7 +50,7 @@ class PredictedPrecision(AbstractPrecisionPolicy):
 
     slope: Table | None = None
     offset: Table | None = None
-    error_threshold: float | None = None
+    error_threshold: float | Float[Array, ""] | None = None
     purify: str = "after reuse"
     outlier_ratio: float = 25.0
     low: Route = Route("nvfp4")

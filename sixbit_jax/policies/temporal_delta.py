@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from sixbit_jax.errors import UserError, nearest
 from sixbit_jax.policies.base import PolicySpec, StepInfo
@@ -42,7 +42,7 @@ class TemporalDeltaCache(AbstractDeltaReuse):
     blocks are skipped and others run on what those left, both kinds of delta are wrong for the next step.
     """
 
-    tau: float | None = None
+    tau: float | Float[Array, ""] | None = None
     max_skips: int = 2
     warmup: int = 2
     cooldown: int = 1
@@ -55,7 +55,8 @@ class TemporalDeltaCache(AbstractDeltaReuse):
             raise UserError(f'TemporalDeltaCache: unknown together "{self.together}"; {hint}')
         for name in ("tau", "max_skips", "warmup", "cooldown"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
+            # A search passes tau to its program as an argument.
+            if not (value is None or isinstance(value, jax.Array) or value >= 0):
                 raise UserError(f"TemporalDeltaCache: {name} is {value}, needs at least 0")
 
     @property

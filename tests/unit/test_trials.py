@@ -19,7 +19,7 @@ from sixbit_jax.realised import realised
 from sixbit_jax.routes import Route
 from sixbit_jax.sampler import Trace
 from sixbit_jax.tau_search import replay
-from sixbit_jax.trials import CLOSE_BITS, CLOSE_RATE, ROUNDS, Trials, find_thresholds
+from sixbit_jax.trials import CLOSE_BITS, CLOSE_RATE, ROUNDS, Trials, _traces, find_thresholds
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = PolicySpec(8, ("only",), 2, 40, 8, 16, "float32")
@@ -86,3 +86,27 @@ def test_the_command_writes_what_its_last_run_came_to(tmp_path):
     came_to = realised(pipe.traced(settings), recipe.precision.routes)
     assert came_to.mean_bits_with_skipped == pytest.approx(preset.facts["mean_bits_beside_cache"], rel=1e-5)
     assert came_to.skip_rate == pytest.approx(preset.facts["skip_rate"])
+
+
+def test_thresholds_are_arguments_of_one_program(tmp_path):
+    """Whatever they are, and however many videos run at a time, runs decide what the policies themselves decide."""
+    model = write_micro_pipeline(tmp_path / "micro")
+    precision = PredictedPrecision(error_threshold=0.0)
+    recipe = dataclasses.replace(recipes.get("6bit"), dtype="f32", precision=precision)
+    settings = {"num_inference_steps": 8, "seed": 3}
+    together = Trials.load(str(model), recipe, ["one", "two"], settings, batch=2)
+    compiled = _traces._cache_size()
+    for tau, threshold in ((0.0, 0.1), (1.0, 0.3), (2.0, 0.2)):
+        policies = {
+            "cache": dataclasses.replace(together.cache, tau=tau),
+            "precision": dataclasses.replace(precision, error_threshold=threshold),
+        }
+        itself = WanPipeline(together.pipe.components, dataclasses.replace(together.pipe.recipe, **policies))
+        for index, trace in enumerate(together.run(lambda _: None, **policies)):
+            prompt = together.prompts[index]
+            expected = itself.traced(itself.settings(prompt=prompt, num_inference_steps=8, seed=3 + index))
+            np.testing.assert_array_equal(trace.skipped, expected.skipped)
+            np.testing.assert_array_equal(trace.route, expected.route)
+            np.testing.assert_allclose(trace.change, expected.change, rtol=1e-3)
+        assert trace.skipped.any() == (tau > 0)
+    assert _traces._cache_size() == compiled + 1
