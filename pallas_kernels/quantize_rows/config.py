@@ -44,18 +44,24 @@ def _by_channel(spec: Any) -> bool:
     return spec.norm is not None or spec.affine
 
 
-# Up to so wide rows. On an H200, 32760 rows as they come take 45, 143, 242 and 374 µs with these and what is tuned, 80,
-# 83, 86 and 86 % of the rate of a copy. Eight warpgroups of shared rows take 141 µs of 5120 in tuning, and then 181 and
-# 203 µs between other kernels: not a candidate any more.
+# Up to so wide rows, in registers. Eight warpgroups of shared rows take 141 µs of 5120 in tuning, and then 181 and 203
+# between other kernels: not a candidate any more.
 _AS_THEY_COME = {
     1536: QuantizeRowsConfig(rows=1, warpgroups=4, warps=1, ahead=1),
     5120: QuantizeRowsConfig(rows=1, warpgroups=2, warps=1, ahead=1, keep=False),
     8960: QuantizeRowsConfig(rows=1, warpgroups=4, warps=4, ahead=2, keep=False),
     13824: QuantizeRowsConfig(rows=1, warpgroups=4, warps=4, ahead=1, keep=False),
 }
+# Four warpgroups leave 128 registers a thread, too few for a GELU beside a row.
+_ACTIVATED = {
+    1536: QuantizeRowsConfig(rows=1, warpgroups=3, warps=1, ahead=1),
+    5120: QuantizeRowsConfig(rows=1, warpgroups=2, warps=1, ahead=1, keep=False),
+    8960: QuantizeRowsConfig(rows=1, warpgroups=3, warps=4, ahead=3),
+    13824: QuantizeRowsConfig(rows=1, warpgroups=3, warps=4, ahead=1, keep=False),
+}
 # A wider row than these, with the factors of its channels, leaves room for no more than one ahead.
 _BY_CHANNEL = {
-    1536: QuantizeRowsConfig(rows=2, warpgroups=3, warps=1, ahead=1),
+    1536: QuantizeRowsConfig(rows=2, warpgroups=4, warps=1, ahead=1, keep=False),
     5120: QuantizeRowsConfig(rows=1, warpgroups=2, warps=1, ahead=1, keep=False),
     8960: QuantizeRowsConfig(rows=1, warpgroups=3, warps=4, ahead=1, keep=False),
 }
@@ -63,15 +69,10 @@ _BY_CHANNEL = {
 
 def _by_rule(k: int, spec: Any) -> QuantizeRowsConfig:
     """Rows in registers; else blocks of at most 80 KiB, so that two CTAs share an SM."""
-    choices = _BY_CHANNEL if _by_channel(spec) else _AS_THEY_COME
-    fitting = [config for width, config in choices.items() if k <= width]
-    if fitting:
-        # Four warpgroups leave 128 registers a thread.
-        return (
-            fitting[0]
-            if not spec.activation
-            else dataclasses.replace(fitting[0], warpgroups=min(3, fitting[0].warpgroups))
-        )
+    choices = _BY_CHANNEL if _by_channel(spec) else _ACTIVATED if spec.activation else _AS_THEY_COME
+    for width, config in choices.items():
+        if k <= width:
+            return config
     if k <= 2560:
         return QuantizeRowsConfig(rows=16, warpgroups=3)
     split = 1
