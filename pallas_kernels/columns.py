@@ -46,6 +46,8 @@ def side_by_side(merged: Array, parts: int, heads: int) -> tuple[Columns, ...]:
     ((1, 2, 2, 2), 8, [22.0, 23.0])
     """
     width = merged.shape[-1] // parts
+    if width * parts != merged.shape[-1] or width % heads:
+        raise ValueError(f"{merged.shape[-1]} columns are not {parts} parts of {heads} heads each")
     return tuple(Columns(merged, part * width, heads, width // heads) for part in range(parts))
 
 

@@ -44,6 +44,12 @@ def test_what_lies_side_by_side_is_what_is_cut_out(rng, name, width, dtype):
     np.testing.assert_array_equal(run(*side_by_side(qkv, 3, heads=2)), run(*cut_out))
 
 
+def test_columns_that_are_no_heads_are_refused():
+    for parts, heads in ((3, 3), (5, 2)):
+        with pytest.raises(ValueError, match=f"24 columns are not {parts} parts of {heads} heads each"):
+            side_by_side(jnp.ones((1, 4, 24)), parts, heads)
+
+
 def test_padding_is_never_seen(rng):
     q, k, v = operands(rng)
     poison = k.at[:, 7:].set(jnp.nan), v.at[:, 7:].set(jnp.nan)
