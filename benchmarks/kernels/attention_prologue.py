@@ -1,6 +1,7 @@
 """What comes before INT8 attention (RMS norm, rotation, smoothing, rounding, transposing V), next to XLA's version.
 
 The yardstick is the bandwidth of a copy, for bytes that any version moves: q, k and v read once, their codes written.
+"In place" reads them from the columns of one array, as a model has them; "cut out" makes three arrays of it first.
 """
 
 import dataclasses
@@ -12,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.kernels.attention_int8 import HEADS, TOKENS
-from benchmarks.kernels.measure import Ceilings, attempt, milliseconds
+from benchmarks.kernels.measure import Ceilings, Run, attempt, milliseconds
 from pallas_kernels.attention_int8 import AttentionConfig, Before, operands, prologue
 from pallas_kernels.attention_int8.numbers import HEAD
+from pallas_kernels.columns import side_by_side
 
 NAME = "attention_prologue"
-COLUMNS = ("case", "ms", "TB/s", "of copy bandwidth", "vs XLA", "codes that differ")
+COLUMNS = ("case", "ms", "TB/s", "of copy bandwidth", "in place, ms", "cut out, ms", "vs XLA", "codes that differ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,8 @@ def measure(case: Case, ceilings: Ceilings) -> dict[str, Any]:
     values = random_operands(case)
     ours, xla = (jax.jit(program(case, quantize)) for quantize in (prologue.quantize, operands.quantize))
     run, reason = attempt(lambda: xla(*values))
-    ms = milliseconds({"ours": lambda: ours(*values), **({} if run is None else {"XLA": run})})
+    runs = {"ours": lambda: ours(*values)} | of_merged(case, *values) | ({} if run is None else {"XLA": run})
+    ms = milliseconds(runs)
     rate = case.tokens * case.heads * HEAD * 9 / (ms["ours"] * 1e-3)
     return {
         **dataclasses.asdict(case),
@@ -59,9 +62,19 @@ def row(result: dict[str, Any]) -> tuple[Any, ...]:
         f"{result['ms']['ours']:.3f}",
         f"{result['tb_per_s']:.2f}",
         f"{100 * result['of_copy']:.0f} %",
+        *(f"{result['ms'].get(name, float('nan')):.3f}" for name in ("in place", "cut out")),
         f"{ratio:.2f}x" if ratio else "-",
         "-" if differing is None else f"{differing:.1e}",
     )
+
+
+def of_merged(case: Case, q: Any, k: Any, v: Any, before: Before) -> dict[str, Run]:
+    merged = jnp.concatenate([x.reshape(1, case.tokens, -1) for x in (q, k, v)], axis=-1)
+    quantize = program(case, prologue.quantize)
+    parts = lambda merged: side_by_side(merged, 3, case.heads)
+    in_place = jax.jit(lambda merged, before: quantize(*parts(merged), before))
+    cut_out = jax.jit(lambda merged, before: quantize(*(x.cut_out() for x in parts(merged)), before))
+    return {"in place": lambda: in_place(merged, before), "cut out": lambda: cut_out(merged, before)}
 
 
 def random_operands(case: Case) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from pallas_kernels.attention_int8 import emulation, kernel_sm90, operands, prol
 from pallas_kernels.attention_int8.config import AttentionConfig, choose_config
 from pallas_kernels.attention_int8.numbers import HEAD, LINEAR_GROUPS
 from pallas_kernels.attention_int8.operands import Before, Operands
+from pallas_kernels.columns import Columns, as_array
 from pallas_kernels.mosaic import device_facts, in_eights
 
 OP = "attention_int8"
@@ -23,9 +24,9 @@ DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 
 
 def attention_int8(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Array | Columns,
+    k: Array | Columns,
+    v: Array | Columns,
     *,
     valid_keys: int | None = None,
     before: Before = NOTHING,
@@ -41,7 +42,7 @@ def attention_int8(
     (b, s, a, 128) in q's dtype and, with `return_lse`, the natural log-sum-exp of the scores (b, a, s) in f32.
 
     `before` is an RMS norm and a rotation of queries and keys, both optional. `prologue` says who quantizes: "xla", or
-    "fused" for our own kernels, one pass over each of q, k and v.
+    "fused" for our own kernels, one pass over each of q, k and v, which may be `Columns` and are then read in place.
 
     `rotate` rounds Q and K after a Hadamard rotation, which is for channels that are far larger than others.
 
@@ -60,11 +61,14 @@ def attention_int8(
         if value not in allowed:
             raise ValueError(f'{OP}: {name} is "{value}", expected one of {tuple(allowed)}')
     if prologue == "fused":
-        checks.check_array(OP, 'q (for prologue="fused")', q, jnp.bfloat16)
+        checks.check_array(OP, 'q (for prologue="fused")', _memory(q), jnp.bfloat16)
+    else:
+        q, k, v = (as_array(x) for x in (q, k, v))
     quantize = functools.partial(PROLOGUES[prologue], valid_keys=valid_keys, pv=pv, rotate=rotate)
     out, lse = _run(q, k, v, before, valid_keys, ("s8", pv), quantize, return_lse, config)
     if not return_lse:
         return out
+    q, k = as_array(q), as_array(k)
     # The kernel saw scores without those of the mean key.
     mean = operands.existing(operands.positioned(k, before.k_norm, before), valid_keys).sum(1) / valid_keys
     queries = operands.positioned(q, before.q_norm, before)
@@ -90,9 +94,9 @@ def attention_bf16(
 
 
 def _run(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Array | Columns,
+    k: Array | Columns,
+    v: Array | Columns,
     before: Before,
     valid_keys: int,
     kinds: tuple[str, str],
@@ -106,7 +110,7 @@ def _run(
         config = choose_config(queries, valid_keys, heads, kinds=kinds, kind=device_facts()[0])
     static = dict(heads=heads, queries=queries, valid_keys=valid_keys, config=config, with_lse=with_lse)
 
-    def whole(q: Array, k: Array, v: Array, norms_and_rope: tuple[Any, ...]) -> tuple[Array, ...]:
+    def whole(q: Any, k: Any, v: Any, norms_and_rope: tuple[Any, ...]) -> tuple[Array, ...]:
         prepared = prepare(q, k, v, Before(*norms_and_rope, before.eps), config=config)
         prepared = prepared._replace(q=in_eights(prepared.q, axis=1))
         kernel = lambda *x: _present(kernel_sm90.run(Operands(*x), **static))
@@ -122,9 +126,9 @@ def _present(results: tuple[Array | None, ...]) -> tuple[Array, ...]:
     return tuple(x for x in results if x is not None)
 
 
-def _check(q: Array, k: Array, v: Array, valid_keys: int | None, config: AttentionConfig | None) -> int:
+def _check(q: Any, k: Any, v: Any, valid_keys: int | None, config: AttentionConfig | None) -> int:
     for name, x in (("q", q), ("k", k), ("v", v)):
-        checks.check_array(OP, name, x, *DTYPES)
+        checks.check_array(OP, name, _memory(x), *DTYPES)
         checks.check_rank(OP, name, x, 4)
         if 0 in x.shape:
             raise ValueError(f"{OP}: {name} is empty (shape {x.shape})")
@@ -140,7 +144,11 @@ def _check(q: Array, k: Array, v: Array, valid_keys: int | None, config: Attenti
     return valid_keys
 
 
-def _check_before(q: Array, k: Array, before: Before) -> None:
+def _memory(x: Array | Columns) -> Array:
+    return x.merged if isinstance(x, Columns) else x
+
+
+def _check_before(q: Any, k: Any, before: Before) -> None:
     width = q.shape[2] * HEAD
     for name, vector in (("q_norm", before.q_norm), ("k_norm", before.k_norm)):
         if vector is not None:

@@ -4,6 +4,7 @@ What the passes need to know first, XLA sums up: the norm of every token of Q an
 and the range of every channel of V.
 """
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,15 +29,16 @@ from pallas_kernels.attention_int8.operands import (
     wide_values,
 )
 from pallas_kernels.attention_int8.prologue_sm90 import Round, round_rows
+from pallas_kernels.columns import Columns, as_columns
 from pallas_kernels.mosaic import ceil_div, in_eights
 
 QUERY_BLOCK = 256  # tokens a CTA: the most rows that registers hold
 
 
 def quantize(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Array | Columns,
+    k: Array | Columns,
+    v: Array | Columns,
     before: Before,
     *,
     valid_keys: int,
@@ -44,7 +46,8 @@ def quantize(
     config: AttentionConfig,
     rotate: bool = False,
 ) -> Operands:
-    """As `operands.quantize`, of bf16."""
+    """As `operands.quantize`, of bf16. `Columns` are read where they lie."""
+    q, k, v = (as_columns(x) for x in (q, k, v))
     batch, keys, heads, _ = k.shape
     tokens = ceil_div(keys, config.block_kv) * config.block_kv
     angles = None if before.rope is None else interleaved(*before.rope)
@@ -54,14 +57,15 @@ def quantize(
     k_normed = before.k_norm is not None
     k_round = Round(tokens, config.block_kv, valid_keys, shared=True, centred=True, normed=k_normed, **kept)
     # The mean without its rounding to bf16, as the kernel subtracts it from what has not been rounded either.
-    mean = _mean_key(k, before, valid_keys)
+    mean = _mean_key(k.cut_out(), before, valid_keys)
     q8, q_scale = _rows(q, _vectors(before.q_norm, None, heads, batch), before, angles, q_round)
     k8, k_scale = _rows(k, _vectors(before.k_norm, mean, heads, batch), before, angles, k_round)
     if pv == "e4m3":
-        v_mean, v_scale = centre(v, valid_keys)
+        # Behind the barrier V is not the keys' array to XLA, whose pass has no room for all three sums of V.
+        v_mean, v_scale = centre(lax.optimization_barrier(v).cut_out(), valid_keys)
         v8 = _values(v, v_mean, v_scale, tokens, valid_keys)
     else:
-        v8, v_scale = wide_values(v, valid_keys, pv, config)
+        v8, v_scale = wide_values(v.cut_out(), valid_keys, pv, config)
         v_mean = jnp.zeros_like(v_scale)
     q_scale = per_row(q_scale.reshape(batch * heads, -1)[:, :queries], config)
     v_scale, v_mean = v_scale.reshape(-1, HEAD), v_mean.reshape(-1, HEAD)
@@ -101,35 +105,37 @@ def _vectors(norm: Array | None, mean: Array | None, heads: int, batch: int) -> 
     return jnp.stack([factor, jnp.zeros(shape) if mean is None else mean], axis=2)
 
 
-def _rows(x: Array, vectors: Array | None, before: Before, angles: Array | None, plan: Round) -> Any:
-    inverse = inverse_norm(x, before.eps) if plan.normed else None
-    flat = x.reshape(*x.shape[:2], -1)
+def _rows(x: Columns, vectors: Array | None, before: Before, angles: Array | None, plan: Round) -> Any:
+    inverse = inverse_norm(x.cut_out(), before.eps) if plan.normed else None
 
     def kernel(x, vectors, inverse, angles):
         inverse = None if inverse is None else in_eights(inverse, axis=1)
-        return round_rows(in_eights(x, axis=1), vectors, inverse, None if angles is None else in_eights(angles), plan)
+        return round_rows(_in_eights(x), vectors, inverse, None if angles is None else in_eights(angles), plan)
 
     return lax.platform_dependent(
-        *(flat, vectors, inverse, angles), cuda=kernel, default=lambda *operands: emulate_rows(*operands, plan)
+        *(x, vectors, inverse, angles), cuda=kernel, default=lambda *operands: emulate_rows(*operands, plan)
     )
 
 
-def _values(v: Array, mean: Array, scale: Array, tokens: int, valid: int) -> Array:
+def _values(v: Columns, mean: Array, scale: Array, tokens: int, valid: int) -> Array:
     def kernel(v, vectors):
-        return prologue_sm90.transpose_values(in_eights(v, axis=1), vectors, tokens=tokens, valid=valid)
+        return prologue_sm90.transpose_values(_in_eights(v), vectors, tokens=tokens, valid=valid)
 
     default = lambda v, vectors: emulate_values(v, vectors, tokens=tokens, valid=valid)
     vectors = jnp.stack([mean, 1.0 / scale], axis=2)
-    return lax.platform_dependent(v.reshape(*v.shape[:2], -1), vectors, cuda=kernel, default=default)
+    return lax.platform_dependent(v, vectors, cuda=kernel, default=default)
+
+
+def _in_eights(x: Columns) -> Columns:
+    return dataclasses.replace(x, merged=in_eights(x.merged, axis=1))
 
 
 # The kernels in plain JAX.
 
 
-def emulate_rows(x: Array, vectors: Array | None, inverse: Array | None, angles: Array | None, plan: Round) -> Any:
+def emulate_rows(x: Columns, vectors: Array | None, inverse: Array | None, angles: Array | None, plan: Round) -> Any:
     """`prologue_sm90.round_rows`: codes s8 (b·a, tokens, 128), scales f32 (b·a, blocks, tiles, 64)."""
-    batch, rows, width = x.shape
-    y = x.astype(jnp.float32).reshape(batch, rows, width // HEAD, HEAD)
+    y = x.cut_out().astype(jnp.float32)
     if plan.normed:
         y = y * inverse[:, :, None, None] * vectors[:, None, :, 0]
     if plan.rotated:
@@ -151,12 +157,11 @@ def emulate_rows(x: Array, vectors: Array | None, inverse: Array | None, angles:
     return codes, scale.reshape(*scale.shape[:2], plan.tiles, ROWS)
 
 
-def emulate_values(v: Array, vectors: Array, *, tokens: int, valid: int) -> Array:
+def emulate_values(v: Columns, vectors: Array, *, tokens: int, valid: int) -> Array:
     """`prologue_sm90.transpose_values`."""
-    batch, rows, width = v.shape
     mean, inverse = (vectors[:, None, :, i] for i in (0, 1))
-    y = (v.astype(jnp.float32).reshape(batch, rows, width // HEAD, HEAD) - mean) * inverse
+    y = (v.cut_out().astype(jnp.float32) - mean) * inverse
     codes = jnp.clip(existing(y, valid), -E4M3_MAX, E4M3_MAX).astype(jnp.float8_e4m3fn)
-    ones = jnp.broadcast_to((jnp.arange(rows) < valid)[None, :, None, None], (*y.shape[:3], ONES))
+    ones = jnp.broadcast_to((jnp.arange(v.shape[1]) < valid)[None, :, None, None], (*y.shape[:3], ONES))
     stacked = pad_tokens(jnp.concatenate([codes, ones.astype(codes.dtype)], axis=3), tokens)
     return permute_values(jnp.transpose(stacked, (0, 2, 3, 1)).reshape(-1, HEAD + ONES, tokens))

@@ -28,6 +28,7 @@ from pallas_kernels.attention_int8.prologue_registers import (
     rotate_pairs,
     turn_rows,
 )
+from pallas_kernels.columns import Columns
 from pallas_kernels.mosaic import ceil_div, launch_grid, load, swizzled
 from pallas_kernels.quantize_rows.spec import rounded_to_codes
 
@@ -37,23 +38,22 @@ SMALLEST = 1e-12  # the largest magnitude of zeros, for their scale
 HEADS_A_CTA = 4  # keep the angles in shared memory
 
 
-def round_rows(x: Array, vectors: Array | None, inverse: Array | None, angles: Array | None, kernel: "Round") -> Any:
+def round_rows(x: Columns, vectors: Array | None, inverse: Array | None, angles: Array | None, kernel: "Round") -> Any:
     """(codes s8 (b·a, tokens, 128), scales f32 (b·a, blocks, tiles, 64)).
 
-    x bf16 (b, s, a·128), s a multiple of 8; vectors f32 (b, a, 2, 128): what to multiply by and what to subtract;
+    x bf16 (b, s, a, 128), s a multiple of 8; vectors f32 (b, a, 2, 128): what to multiply by and what to subtract;
     inverse f32 (b, s) of the norms; angles f16 (s, 128), cosine and sine of each pair in turn.
     """
-    batch, _, width = x.shape
-    heads = width // HEAD
+    batch, _, heads, _ = x.shape
     codes = jax.ShapeDtypeStruct((batch * heads, kernel.tokens, HEAD), jnp.int8)
     scales = jax.ShapeDtypeStruct((batch * heads, kernel.blocks, kernel.tiles, ROWS), jnp.float32)
     call = launch_grid(
-        functools.partial(kernel, heads=heads),
+        functools.partial(kernel, heads=heads, first_column=x.first),
         (codes, scales),
         grid={"block": kernel.blocks, "heads": ceil_div(heads, HEADS_A_CTA), "batch": batch},
         warpgroups=kernel.tiles,
     )
-    return call(x, *(operand for operand in (vectors, inverse, angles) if operand is not None))
+    return call(x.merged, *(operand for operand in (vectors, inverse, angles) if operand is not None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Round:
         """Of the scales: turned values lack the factor that makes the rotation orthonormal."""
         return (HEAD**-0.5 if self.turned else 1.0) / 127
 
-    def __call__(self, x_gmem, *rest, heads: int) -> None:
+    def __call__(self, x_gmem, *rest, heads: int, first_column: int) -> None:
         *inputs, codes_gmem, scale_gmem = rest
         named = {
             "vectors": inputs.pop(0) if self.normed or self.centred else None,
@@ -108,10 +108,10 @@ class Round:
         if self.shared:
             scratch["amax_smem"] = plgpu.SMEM((2, self.tiles, 2 * ROWS), jnp.float32)
             scratch["met"] = plgpu.Barrier(num_arrivals=self.tiles)
-        body = functools.partial(self._heads, x_gmem, named, codes_gmem, scale_gmem, heads)
+        body = functools.partial(self._heads, x_gmem, named, codes_gmem, scale_gmem, heads, first_column)
         pl.run_scoped(body, **scratch, collective_axes="wg")
 
-    def _heads(self, x_gmem, inputs, codes_gmem, scale_gmem, heads: int, **scratch) -> None:
+    def _heads(self, x_gmem, inputs, codes_gmem, scale_gmem, heads: int, first_column: int, **scratch) -> None:
         wg, batch, block = lax.axis_index("wg"), lax.axis_index("batch"), lax.axis_index("block")
         first_head = lax.axis_index("heads") * HEADS_A_CTA
         rows = pl.ds(block * self.block + wg * ROWS, ROWS)
@@ -121,7 +121,7 @@ class Round:
         }
 
         def fetch(i) -> None:
-            columns = pl.ds((first_head + i) * HEAD, HEAD)
+            columns = pl.ds(first_column + (first_head + i) * HEAD, HEAD)
             plgpu.copy_gmem_to_smem(x_gmem.at[batch, rows, columns], mine["x_smem"], mine["arrived"])
 
         fetch(0)
@@ -209,15 +209,14 @@ class Round:
             pl.when(here)(functools.partial(plgpu.copy_smem_to_gmem, source, target))
 
 
-def transpose_values(v: Array, vectors: Array, *, tokens: int, valid: int) -> Array:
-    """e4m3 (b·a, 136, tokens) of v bf16 (b, s, a·128), s a multiple of 8.
+def transpose_values(v: Columns, vectors: Array, *, tokens: int, valid: int) -> Array:
+    """e4m3 (b·a, 136, tokens) of v bf16 (b, s, a, 128), s a multiple of 8.
 
     vectors f32 (b, a, 2, 128): what to subtract and what to multiply by then.
     """
-    batch, _, width = v.shape
-    heads = width // HEAD
+    batch, _, heads, _ = v.shape
     call = launch_grid(
-        Transpose(heads, valid),
+        Transpose(heads, valid, v.first),
         jax.ShapeDtypeStruct((batch * heads, HEAD + ONES, tokens), jnp.int8),
         grid={"block": ceil_div(tokens, Transpose.block), "head": heads, "batch": batch},
         warpgroups=2,
@@ -225,7 +224,7 @@ def transpose_values(v: Array, vectors: Array, *, tokens: int, valid: int) -> Ar
     one = lax.bitcast_convert_type(jnp.ones((), jnp.float8_e4m3fn), jnp.int8)
     exist = place_groups(jnp.arange(tokens)) < valid
     ones = jnp.broadcast_to(jnp.where(exist, one, jnp.int8(0))[None], (ONES, tokens))
-    codes = call(v, vectors, jnp.eye(ROWS, dtype=jnp.bfloat16), ones)
+    codes = call(v.merged, vectors, jnp.eye(ROWS, dtype=jnp.bfloat16), ones)
     return lax.bitcast_convert_type(codes, jnp.float8_e4m3fn)
 
 
@@ -240,6 +239,7 @@ class Transpose:
 
     heads: int
     valid: int
+    first_column: int  # of the first head
     block = 128
 
     def __call__(self, v_gmem, vectors_gmem, identity_gmem, ones_gmem, out_gmem) -> None:
@@ -262,7 +262,7 @@ class Transpose:
 
         @pl.when(wg == 0)
         def _load():
-            source = v_gmem.at[batch, span, pl.ds(head * HEAD, HEAD)]
+            source = v_gmem.at[batch, span, pl.ds(self.first_column + head * HEAD, HEAD)]
             plgpu.copy_gmem_to_smem(source, scratch["v_smem"], arrived)
             plgpu.copy_gmem_to_smem(identity_gmem, scratch["identity_smem"], arrived)
             plgpu.copy_gmem_to_smem(vectors_gmem.at[batch, head], scratch["vectors_smem"], arrived)

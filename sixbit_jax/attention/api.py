@@ -5,14 +5,18 @@ Tokens come before heads, as the projections leave them: `(b, q, a, c)`; no mask
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels.columns import Columns, as_array
 from sixbit_jax.attention import cudnn, pallas, reference, xla
 from sixbit_jax.attention.before import NOTHING, Before, prepared
 from sixbit_jax.dispatch import Choice, Implementation, choose
+
+Heads: TypeAlias = Array | Columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +34,12 @@ class AttentionSpec:
 
 
 def _of_prepared(run: Callable[..., Array]) -> Callable[..., Array]:
-    """An implementation that takes queries and keys finished, as one that takes `before`."""
-    return lambda q, k, v, valid_keys, before: run(*prepared(q, k, before), v, valid_keys)
+    """An implementation that takes arrays, queries and keys finished, as one that takes `Columns` and `before`."""
+
+    def run_finished(q: Heads, k: Heads, v: Heads, valid_keys: int, before: Before) -> Array:
+        return run(*prepared(as_array(q), as_array(k), before), as_array(v), valid_keys)
+
+    return run_finished
 
 
 # In order of preference. The oracle supports everything, so what follows it runs only when named.
@@ -54,9 +62,9 @@ def implementations() -> tuple[str, ...]:
 
 
 def attention(
-    q: Float[Array, "b q a c"],
-    k: Float[Array, "b k a c"],
-    v: Float[Array, "b k a c"],
+    q: Float[Array, "b q a c"] | Columns,
+    k: Float[Array, "b k a c"] | Columns,
+    v: Float[Array, "b k a c"] | Columns,
     *,
     valid_keys: int | None = None,
     before: Before = NOTHING,
@@ -64,7 +72,8 @@ def attention(
 ) -> Float[Array, "b q a c"]:
     """Full attention with scale `c**-0.5` and an f32 softmax; keys from `valid_keys` on are padding and never seen.
 
-    Queries and keys are normed and rotated first as `before` says: INT8 attention does it where it rounds them.
+    Queries and keys are normed and rotated first as `before` says: INT8 attention does it where it rounds them. What a
+    merged projection left side by side may come as `Columns`: INT8 attention reads them there, the others cut them out.
 
     `implementation` names one that must run or raise, or several of which the first that can runs; `None` takes the
     fastest exact one that supports the case (see `explain`).
@@ -98,7 +107,7 @@ def explain(
     return choose("attention", _IMPLEMENTATIONS, spec, implementation)
 
 
-def _spec(q: jax.ShapeDtypeStruct | Array, k: jax.ShapeDtypeStruct | Array, valid_keys: int) -> AttentionSpec:
+def _spec(q: jax.ShapeDtypeStruct | Heads, k: jax.ShapeDtypeStruct | Heads, valid_keys: int) -> AttentionSpec:
     b, queries, heads, head_dim = q.shape
     dtype = jnp.dtype(q.dtype).name
     return AttentionSpec(b, heads, queries, k.shape[1], valid_keys, head_dim, dtype, jax.default_backend())

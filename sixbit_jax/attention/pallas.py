@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels.columns import Columns
 from sixbit_jax.attention.before import Before
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ def supports(spec: "AttentionSpec") -> str | None:
 
 
 def run(
-    q: Float[Array, "b q a c"],
-    k: Float[Array, "b k a c"],
-    v: Float[Array, "b k a c"],
+    q: Float[Array, "b q a c"] | Columns,
+    k: Float[Array, "b k a c"] | Columns,
+    v: Float[Array, "b k a c"] | Columns,
     valid_keys: int,
     before: Before,
 ) -> Float[Array, "b q a c"]:
@@ -44,9 +45,9 @@ def run(
 
 
 def run_pv16(
-    q: Float[Array, "b q a c"],
-    k: Float[Array, "b k a c"],
-    v: Float[Array, "b k a c"],
+    q: Float[Array, "b q a c"] | Columns,
+    k: Float[Array, "b k a c"] | Columns,
+    v: Float[Array, "b k a c"] | Columns,
     valid_keys: int,
     before: Before,
 ) -> Float[Array, "b q a c"]:
@@ -54,9 +55,9 @@ def run_pv16(
 
 
 def _run(
-    q: Float[Array, "b q a c"],
-    k: Float[Array, "b k a c"],
-    v: Float[Array, "b k a c"],
+    q: Float[Array, "b q a c"] | Columns,
+    k: Float[Array, "b k a c"] | Columns,
+    v: Float[Array, "b k a c"] | Columns,
     valid_keys: int,
     before: Before,
     pv: str,

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from sixbit_jax.attention import Before, attention
+from sixbit_jax.attention import Before, attention, side_by_side
 from sixbit_jax.linear import linear, routed_linear
 from sixbit_jax.linear.nonlinearity import gelu_tanh, nonlinear
 from sixbit_jax.models.norms import layer_norm, modulate, rms_norm
@@ -194,7 +194,7 @@ def self_attention(
     project: Project,
     attend: Attend,
 ) -> Float[Array, "b s d"]:
-    q, k, v = (_heads(y, config) for y in jnp.split(project("self_qkv", x, p["qkv"]), 3, axis=-1))
+    q, k, v = side_by_side(project("self_qkv", x, p["qkv"]), 3, config.num_heads)
     before = Before(p["norm_q"]["scale"], p["norm_k"]["scale"], rope, config.eps)
     out = attend(q, k, v, valid_keys=tokens, before=before)
     return project("self_out", out.reshape(x.shape), p["out"])

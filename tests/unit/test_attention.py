@@ -1,11 +1,13 @@
 """`attention`: implementations against float64, key padding, blocks of queries, worded refusal."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sixbit_jax.attention import Before, attention, explain, xla
+from sixbit_jax.attention import Before, attention, explain, side_by_side, xla
 from sixbit_jax.dispatch import UnsupportedError
 from sixbit_jax.models.norms import rms_norm
 from sixbit_jax.models.rope import rope_table, rotate
@@ -29,6 +31,23 @@ def test_f32_equals_float64(rng, name, valid):
     q, k, v = operands(rng)
     y = attention(q, k, v, valid_keys=valid, implementation=name)
     np.testing.assert_allclose(y, exact(q, k, v, valid), atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "width"), [("xla", 16), ("reference", 16), ("int8", 128), ("int8_pv16", 128)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_lies_side_by_side_is_what_is_cut_out(rng, name, width, dtype):
+    qkv = jnp.asarray(rng.standard_normal((2, 40, 3 * 2 * width)), dtype)
+    cos, sin = rope_table((1, 8, 5), width)
+    before = Before(jnp.full(2 * width, 1.5), jnp.full(2 * width, 0.5), (jnp.asarray(cos), jnp.asarray(sin)))
+    run = jax.jit(functools.partial(attention, valid_keys=37, before=before, implementation=name))
+    cut_out = (x.reshape(2, 40, 2, width) for x in jnp.split(qkv, 3, axis=-1))
+    np.testing.assert_array_equal(run(*side_by_side(qkv, 3, heads=2)), run(*cut_out))
+
+
+def test_columns_that_are_no_heads_are_refused():
+    for parts, heads in ((3, 3), (5, 2)):
+        with pytest.raises(ValueError, match=f"24 columns are not {parts} parts of {heads} heads each"):
+            side_by_side(jnp.ones((1, 4, 24)), parts, heads)
 
 
 def test_padding_is_never_seen(rng):

@@ -9,6 +9,7 @@ import pytest
 from attention_error_model import predicted_error
 
 from pallas_kernels.attention_int8 import attention_int8
+from pallas_kernels.columns import as_array
 from pallas_kernels.quantize_rows.spec import signs
 from sixbit_jax.attention import prepared
 from sixbit_jax.attention.reference import attend
@@ -28,6 +29,7 @@ def seen():
         operands.append(tuple(np.array(x) for x in (q, k, v)))
 
     def attention(q, k, v, *, valid_keys=None, before, implementation=None):
+        q, k, v = (as_array(x) for x in (q, k, v))
         q, k = prepared(q, k, before)
         valid_keys = k.shape[1] if valid_keys is None else valid_keys
         jax.debug.callback(record, q, k[:, :valid_keys], v[:, :valid_keys], ordered=True)

@@ -20,7 +20,9 @@ from pallas_kernels.attention_int8 import (
     prologue_registers,
     prologue_sm90,
 )
+from pallas_kernels.attention_int8.operands import Operands
 from pallas_kernels.attention_int8.prologue_sm90 import Round
+from pallas_kernels.columns import Columns, side_by_side
 from pallas_kernels.quantize_rows.spec import signs
 from sixbit_jax.models.norms import rms_norm
 from sixbit_jax.models.rope import rope_table, rotate
@@ -40,6 +42,16 @@ def before(rng):
     factors = [jnp.asarray(rng.uniform(0.5, 2, HEADS * 128), jnp.float32) for _ in range(2)]
     cos, sin = (jnp.asarray(table[:TOKENS]) for table in rope_table((3, 10, 10), 128))
     return Before(*factors, (cos, sin))
+
+
+def beside_others(*parts):
+    """The parts as columns of one array, with a head of NaN on either side."""
+    nans = jnp.full_like(parts[0][:, :, :1], jnp.nan)
+    merged = jnp.concatenate([nans, *parts, nans], axis=2)
+    flat = merged.reshape(*merged.shape[:2], -1)
+    ends = np.cumsum([1, *(part.shape[2] for part in parts)]) * 128
+    placed = tuple(Columns(flat, int(end), *part.shape[2:]) for end, part in zip(ends, parts, strict=False))
+    return placed if len(parts) > 1 else placed[0]
 
 
 def test_positions_as_the_model_does(qkv, before):
@@ -106,6 +118,42 @@ def test_lowers_for_cuda_at_every_benchmark_shape(case, has_before, rotate):
     assert lowered.as_text().count("@mosaic_gpu_v2(") == 3
 
 
+@pytest.mark.parametrize("case", benchmark.cases(), ids=str)
+def test_kernels_read_a_merged_projection_in_place(case):
+    """What they take is the whole of it: a slice in front of a kernel would be written out."""
+    before = jax.eval_shape(lambda: benchmark.random_operands(case))[-1]
+    shape = (1, case.tokens, 3 * case.heads * 128)
+    program = benchmark.program(case, functools.partial(prologue.quantize, rotate=True))
+    merged = lambda qkv, before: program(*side_by_side(qkv, 3, case.heads), before)
+    lowered = (
+        jax.jit(merged).trace(jax.ShapeDtypeStruct(shape, jnp.bfloat16), before).lower(lowering_platforms=("cuda",))
+    )
+    kernels = [line for line in lowered.as_text().splitlines() if "@mosaic_gpu_v2(" in line]
+    taken = f"(tensor<{'x'.join(map(str, shape))}xbf16>,"
+    assert len(kernels) == 3 and all(taken in line.split(" : ")[-1] for line in kernels)
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize("pv", ["e4m3", "f16", "bf16"])
+def test_columns_of_one_array_are_what_arrays_are(qkv, before, pv, rotate):
+    static = dict(valid_keys=VALID, pv=pv, config=AttentionConfig(), rotate=rotate)
+    quantize = jax.jit(functools.partial(prologue.quantize, **static))
+    for name, merged, separate in zip(
+        Operands._fields, quantize(*beside_others(*qkv), before), quantize(*qkv, before), strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(merged, np.float32), np.asarray(separate, np.float32), name)
+
+
+@pytest.mark.parametrize("how", [dict(prologue="fused"), dict(prologue="xla"), dict(prologue="fused", return_lse=True)])
+def test_attention_takes_columns_of_one_array(qkv, before, how):
+    run = functools.partial(attention_int8, valid_keys=VALID, before=before, rotate=True, **how)
+    rows = lambda x: jax.tree.map(lambda leaf: leaf[:, None], x)
+    for call, of in ((run, lambda x: x), (jax.vmap(run), rows)):
+        found, wanted = (jax.tree.leaves(call(*of(x))) for x in (beside_others(*qkv), tuple(qkv)))
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_lanes_turn_rows_in_place(rng):
     x = rng.integers(-9, 10, (16, 128)).astype(float)
     place = lambda x: x.reshape(2, 8, 16, 4, 2).transpose(2, 0, 1, 3, 4).reshape(16, 2, 32, 2)  # tile, half, lane, pair
@@ -152,7 +200,7 @@ def test_interpreted_rounding_matches_its_emulation_without_races(rng, registers
     tokens = 320 if shared else 296
     kind = dict(normed=True, rotated=True, centred=shared, turned=turned)
     plan = Round(tokens, 160, 283, shared, **kind) if shared else Round(tokens, 128, tokens, shared, **kind)
-    x = jnp.asarray(rng.standard_normal((1, 296, HEADS * 128)), jnp.bfloat16)
+    x = beside_others(jnp.asarray(rng.standard_normal((1, 296, HEADS, 128)), jnp.bfloat16))
     vectors = jnp.asarray(rng.uniform(0.5, 2, (1, HEADS, 2, 128)), jnp.float32)
     inverse = jnp.asarray(rng.uniform(0.5, 2, (1, 296)), jnp.float32)
     angles = jnp.asarray(rng.uniform(-1, 1, (296, 128)), jnp.float16)
@@ -167,7 +215,7 @@ def test_interpreted_rounding_matches_its_emulation_without_races(rng, registers
 
 @interpretable
 def test_interpreted_transposing_matches_its_emulation_without_races(rng, registers_in_plain_jax):
-    v = jnp.asarray(rng.standard_normal((1, 296, 2 * 128)), jnp.bfloat16)
+    v = beside_others(jnp.asarray(rng.standard_normal((1, 296, 2, 128)), jnp.bfloat16))
     mean, inverse = rng.uniform(-1, 1, (1, 2, 128)), rng.uniform(50, 100, (1, 2, 128))
     vectors = jnp.asarray(np.stack([mean, inverse], axis=2), jnp.float32)
     static = dict(tokens=320, valid=283)
