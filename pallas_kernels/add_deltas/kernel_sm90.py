@@ -16,6 +16,7 @@ Lane l brings place and scale of layer l, and of l + 32 and so on; the others ge
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,26 +24,21 @@ from jax import Array, lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import ptx
-from pallas_kernels.add_deltas.config import AddDeltasConfig
-from pallas_kernels.add_deltas.warp import WARPS, Division, Warp
-from pallas_kernels.mosaic import ceil_div, launch_grid
+from pallas_kernels.add_deltas.config import LANE, AddDeltasConfig
+from pallas_kernels.add_deltas.warp import WORDS, Division, State, Warp
+from pallas_kernels.mosaic import launch_grid
 
 
 def run(x: Array, codes: Array, scale: Array, places: Array, *, config: AddDeltasConfig) -> Array:
     _check(config)
     division = Division(codes.shape[0], *x.shape, places.shape[0], config)
-    ctas = ceil_div(division.tiles, WARPS * config.warpgroups)
-    call = launch_grid(
-        Kernel(division),
-        jax.ShapeDtypeStruct(x.shape, jnp.bfloat16),
-        grid={"cta": ctas},
-        warpgroups=config.warpgroups,
-    )
+    out_type = jax.ShapeDtypeStruct(x.shape, jnp.bfloat16)
+    call = launch_grid(Kernel(division), out_type, grid={"cta": division.ctas}, warpgroups=config.warpgroups)
     return call(x, codes, scale, places)
 
 
 def _check(config: AddDeltasConfig) -> None:
-    for name, value, most in (("warpgroups", config.warpgroups, 8), ("ahead", config.ahead, 32)):
+    for name, value, most in (("warpgroups", config.warpgroups, 8), ("ahead", config.ahead, 16)):
         if not 1 <= value <= most:
             raise ValueError(f"add_deltas: config.{name} = {value}, expected 1 to {most}")
 
@@ -52,9 +48,51 @@ class Kernel:
     division: Division
 
     def __call__(self, *gmem) -> None:
-        @plgpu.inline_mgpu(arg_types=(ptx.SCALAR, *[ptx.REF] * len(gmem)))
-        def add(_, cta, *refs):
-            (cta,) = ptx.unpack(cta)
-            Warp(self.division, cta, *(ptx.address(ref) for ref in refs)).run()
+        division = self.division
+        state = self._begin(gmem)
+        state = lax.fori_loop(0, division.turns, lambda i, state: self._turn(i * division.ahead, state, gmem), state)
+        self._end(jnp.int32(division.turns * division.ahead), state, gmem)
 
-        add(lax.axis_index("cta"), *gmem)
+    # A warp's steps in its registers.
+
+    def _begin(self, gmem) -> tuple[Array, Array]:
+        @plgpu.inline_mgpu(arg_types=(ptx.SCALAR, *[ptx.REF] * len(gmem)), return_type=self._bags)
+        def run(_, cta, *refs):
+            return self._packed(self._warp(cta, refs).begin())
+
+        return run(lax.axis_index("cta"), *gmem)
+
+    def _turn(self, first: Array, state: tuple[Array, Array], gmem) -> tuple[Array, Array]:
+        @plgpu.inline_mgpu(arg_types=self._arguments(gmem), return_type=self._bags)
+        def run(_, cta, first, words, floats, *refs):
+            ahead = self.division.ahead
+            state = self._unpacked(words, floats)
+            return self._packed(self._warp(cta, refs).turn(ptx.unpack(first)[0], state, ahead, ahead))
+
+        return run(lax.axis_index("cta"), first, *state, *gmem)
+
+    def _end(self, first: Array, state: tuple[Array, Array], gmem) -> None:
+        @plgpu.inline_mgpu(arg_types=self._arguments(gmem))
+        def run(_, cta, first, words, floats, *refs):
+            self._warp(cta, refs).end(ptx.unpack(first)[0], self._unpacked(words, floats))
+
+        run(lax.axis_index("cta"), first, *state, *gmem)
+
+    def _arguments(self, gmem) -> tuple[Any, ...]:
+        return ptx.SCALAR, ptx.SCALAR, *(bag.layout for bag in self._bags), *[ptx.REF] * len(gmem)
+
+    def _warp(self, cta, refs) -> Warp:
+        return Warp(self.division, ptx.unpack(cta)[0], *refs)
+
+    @property
+    def _bags(self) -> tuple[Any, Any]:
+        division = self.division
+        return ptx.bag(division.shares + WORDS * division.ahead, "r"), ptx.bag(division.shares + LANE, "f")
+
+    @staticmethod
+    def _packed(state: State) -> tuple[Any, Any]:
+        return ptx.pack(state.places + state.words, "r"), ptx.pack(state.scales + state.sums, "f")
+
+    def _unpacked(self, words, floats) -> State:
+        shares, words, floats = self.division.shares, ptx.unpack(words), ptx.unpack(floats)
+        return State(words[:shares], words[shares:], floats[:shares], floats[shares:])

@@ -10,9 +10,9 @@ from pallas_kernels.quantize_rows import registers as regs
 
 WARPS = 4  # in a warpgroup
 LANES = 32
+WORDS = LANE // 4  # of a lane's codes of a layer
 _MAGIC = 0x4B000000  # 2²³, whose last bit is worth 1
 _MAGIC_ZERO = float(2**23 + 128)
-_TOP_BITS = "0x80808080"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,89 +28,126 @@ class Division:
         return self.m * self.k // TILE
 
     @property
-    def lane_layers(self) -> int:
+    def ctas(self) -> int:
+        return ceil_div(self.tiles, WARPS * self.config.warpgroups)
+
+    @property
+    def ahead(self) -> int:
+        return min(self.config.ahead, self.layers)
+
+    @property
+    def turns(self) -> int:
+        """Of the loop: each adds as many layers as are under way, and brings as many. The rest come after it."""
+        return self.layers // self.ahead - 1
+
+    @property
+    def shares(self) -> int:
         """Layers whose place and scale a lane brings."""
         return ceil_div(self.layers, LANES)
 
 
+@dataclasses.dataclass(frozen=True)
+class State:
+    """In a lane's registers, from turn to turn: of its layers' shares, of the layers under way, and the sums."""
+
+    places: list[Value]
+    words: list[Value]
+    scales: list[Value]
+    sums: list[Value]
+
+
 class Warp:
-    """Of device memory it is told where arrays begin."""
+    """It is told where arrays begin."""
 
     def __init__(
         self, division: Division, cta: Value, x: Value, codes: Value, scale: Value, places: Value, out: Value
     ) -> None:
-        self.division = division
+        self.division, self.arrays = division, (x, codes, scale, places, out)
         self.lane = _int("mov.u32 {o[0]}, %laneid;")
-        self.places = [self._place(places, i) for i in range(division.lane_layers)]
-        tile = self._tile(cta)
-        token = _int(f"div.u32 {{o[0]}}, {{i[0]}}, {division.k // TILE};", tile)
-        # Of this lane's first value, in an array of x's shape.
-        first = _mad(tile, TILE, _mad(self.lane, LANE, ptx.constant(0, "r")))
-        self.x, self.codes, self.out = (_address(*each) for each in ((x, first, 2), (codes, first, 1), (out, first, 2)))
-        self.scales = [_load(_address(scale, _mad(place, division.m, token), 4), "f") for place in self.places]
-
-    def _tile(self, cta: Value) -> Value:
-        division = self.division
         warp = _int("{{ .reg .b32 a; mov.u32 a, %tid.x; shr.u32 {o[0]}, a, 5; }}")
         tile = _mad(cta, WARPS * division.config.warpgroups, warp)
-        return _int(f"min.u32 {{o[0]}}, {{i[0]}}, {division.tiles - 1};", tile)
+        self.tile = _int(f"min.u32 {{o[0]}}, {{i[0]}}, {division.tiles - 1};", tile)
+        # This lane's first value, in an array of x's shape.
+        self.first = _mad(self.tile, TILE, _mad(self.lane, LANE, ptx.constant(0, "r")))
 
-    def _place(self, places: Value, i: int) -> Value:
+    def begin(self) -> State:
+        division, (x, _, scale, places, _) = self.division, self.arrays
+        token = _int(f"div.u32 {{o[0]}}, {{i[0]}}, {division.k // TILE};", self.tile)
+        found = [self._place(places, share) for share in range(division.shares)]
+        words = [word for layer in range(division.ahead) for word in self._codes(found, ptx.constant(layer, "r"))]
+        scales = [ptx.load_global(scale, _mad(place, division.m, token)) for place in found]
+        origin = _address(x, self.first, 2)
+        pairs = [word for half in (0, 16) for word in ptx.load_sixteen("ld.global.nc", ("l", origin), half, None)]
+        return State(found, words, scales, [value for pair in pairs for value in regs.as_floats(pair)])
+
+    def _place(self, places: Value, share: int) -> Value:
         """Of this lane's layer; beyond the last layer that of the last."""
-        layer = _int(f"add.u32 {{o[0]}}, {{i[0]}}, {LANES * i};", self.lane)
-        layer = _int(f"min.u32 {{o[0]}}, {{i[0]}}, {self.division.layers - 1};", layer)
-        place = _int("max.s32 {o[0]}, {i[0]}, 0;", _load(_address(places, layer, 4), "r"))
-        return _int(f"min.s32 {{o[0]}}, {{i[0]}}, {self.division.slots - 1};", place)
+        division = self.division
+        layer = _int(f"add.u32 {{o[0]}}, {{i[0]}}, {LANES * share};", self.lane)
+        layer = _int(f"min.u32 {{o[0]}}, {{i[0]}}, {division.layers - 1};", layer)
+        place = _int("max.s32 {o[0]}, {i[0]}, 0;", ptx.load_global(places, layer, "r"))
+        return _int(f"min.s32 {{o[0]}}, {{i[0]}}, {division.slots - 1};", place)
 
-    def run(self) -> None:
-        layers, ahead = self.division.layers, self.division.config.ahead
-        under_way = [self._codes(layer) for layer in range(min(ahead, layers))]
-        sums = [x for half in (0, 16) for word in self._input(half) for x in regs.as_floats(word)]
-        for layer in range(layers):
-            if layer + ahead < layers:
-                under_way.append(self._codes(layer + ahead))
-            scale = of_lane(self.scales[layer // LANES], layer % LANES, "f")
-            deltas = [code for word in under_way.pop(0) for code in codes_of(word)]
-            sums = [ptx.fma(code, scale, total) for code, total in zip(deltas, sums, strict=True)]
-        words = [ptx.to_bf16(sums[i : i + 2]) for i in range(0, LANE, 2)]
-        for half in (0, 16):
-            regs.store(self.out, half, words[half // 4 : half // 4 + 4], None)
-
-    def _input(self, offset: int) -> list[Value]:
-        return ptx.load_sixteen("ld.global.nc", ("l", self.x), offset, None)
-
-    def _codes(self, layer: int) -> list[Value]:
-        place = of_lane(self.places[layer // LANES], layer % LANES, "r")
+    def _codes(self, places: list[Value], layer: Value) -> list[Value]:
         size = self.division.m * self.division.k
-        text = f"mad.wide.u32 {{o[0]}}, {{i[0]}}, {size}, {{i[1]}};"
-        return regs.load(ptx.op(text, "l", ("r", place), ("l", self.codes)), 0, None)
+        place = of_layer(places, layer, "r")
+        origin = ptx.op(
+            f"mad.wide.u32 {{o[0]}}, {{i[0]}}, {size}, {{i[1]}};",
+            "l",
+            ("r", place),
+            ("l", _address(self.arrays[1], self.first, 1)),
+        )
+        return regs.load(origin, 0, None)
+
+    def turn(self, first: Value, state: State, layers: int, more: int) -> State:
+        """Add so many layers from `first` on, and bring so many of those that follow what is under way."""
+        words, sums = list(state.words), state.sums
+        for j in range(layers):
+            if j < more:
+                following = ptx.add(first, ptx.constant(self.division.ahead + j, "r"), "r")
+                words += self._codes(state.places, following)
+            scale = of_layer(state.scales, ptx.add(first, ptx.constant(j, "r"), "r"), "f")
+            deltas = [code for word in words[:WORDS] for code in codes_of(word)]
+            words = words[WORDS:]
+            sums = [ptx.fma(code, scale, total) for code, total in zip(deltas, sums, strict=True)]
+        return State(state.places, words, state.scales, sums)
+
+    def end(self, first: Value, state: State) -> None:
+        """Add the layers that are left, and store."""
+        division = self.division
+        left = division.layers - division.turns * division.ahead
+        sums = self.turn(first, state, left, left - division.ahead).sums
+        to = _address(self.arrays[-1], self.first, 2)
+        for half in (0, 8):
+            pairs = [ptx.to_bf16(sums[half + i : half + i + 2]) for i in range(0, 8, 2)]
+            regs.store(to, 2 * half, pairs, None)
 
 
 def codes_of(word: Value) -> list[Value]:
     """Of four bytes, the first lowest, each as an f32."""
-    shifted = _int(f"xor.b32 {{o[0]}}, {{i[0]}}, {_TOP_BITS};", word)
+    shifted = _int("xor.b32 {o[0]}, {i[0]}, 0x80808080;", word)
     # Byte 3 of the constant, two of its zeros, and the byte wanted.
+    text = "{{{{ .reg .b32 a; prmt.b32 a, {{i[0]}}, {{i[1]}}, {}; mov.b32 {{o[0]}}, a; }}}}"
     ins = ("r", shifted), ("r", ptx.constant(_MAGIC, "r"))
-    numbers = [ptx.op(f"prmt.b32 {{o[0]}}, {{i[0]}}, {{i[1]}}, {0x7440 + byte:#x};", "r", *ins) for byte in range(4)]
-    return [ptx.subtract(_as_float(x), ptx.constant(_MAGIC_ZERO, "f")) for x in numbers]
+    numbers = [ptx.op(text.format(hex(0x7440 + byte)), "f", *ins) for byte in range(4)]
+    return [ptx.subtract(number, ptx.constant(_MAGIC_ZERO, "f")) for number in numbers]
 
 
-def _as_float(bits: Value) -> Value:
-    return ptx.op("mov.b32 {o[0]}, {i[0]};", "f", ("r", bits))
-
-
-def of_lane(x: Value, lane: int, kind: str) -> Value:
-    return ptx.emit(f"shfl.sync.idx.b32 {{o[0]}}, {{i[0]}}, {lane}, 31, 0xffffffff;", kind, [(kind, x)], volatile=True)[0]
-
-
-def _load(address: Value, kind: str) -> Value:
-    return ptx.emit("ld.global.nc.b32 {o[0]}, [{i[0]}];", kind, [("l", address)], volatile=True)[0]
+def of_layer(shares: list[Value], layer: Value, kind: str) -> Value:
+    """What the lane has that brought this layer's."""
+    chosen = shares[0]
+    for i, share in enumerate(shares[1:], 1):
+        text = f"{{{{ .reg .pred p; setp.lt.u32 p, {{i[0]}}, {LANES * i}; selp.b32 {{o[0]}}, {{i[1]}}, {{i[2]}}, p; }}}}"
+        chosen = ptx.op(text, kind, ("r", layer), (kind, chosen), (kind, share))
+    # Of the layer its last five bits count.
+    text = "shfl.sync.idx.b32 {o[0]}, {i[0]}, {i[1]}, 31, 0xffffffff;"
+    return ptx.emit(text, kind, [(kind, chosen), ("r", layer)], volatile=True)[0]
 
 
 def _address(array: Value, index: Value, size: int) -> Value:
     """Of one of its values, in device memory."""
     text = f"{{{{ .reg .b64 p; mad.wide.u32 p, {{i[1]}}, {size}, {{i[0]}}; cvta.to.global.u64 {{o[0]}}, p; }}}}"
-    return ptx.op(text, "l", ("l", array), ("r", index))
+    return ptx.op(text, "l", ("l", ptx.address(array)), ("r", index))
 
 
 def _int(text: str, *operands: Value) -> Value:
