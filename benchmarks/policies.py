@@ -40,7 +40,7 @@ from sixbit_jax.models import wan  # noqa: E402
 from sixbit_jax.models.wan_config import GROUPS, WAN_1_3B, WAN_14B, WanConfig  # noqa: E402
 from sixbit_jax.models.wan_modules import abstract_params  # noqa: E402
 from sixbit_jax.pipeline import token_multiple  # noqa: E402
-from sixbit_jax.policies import PolicySpec, PredictedPrecision, TemporalDeltaCache  # noqa: E402
+from sixbit_jax.policies import PolicySpec, PredictedPrecision, TemporalDeltaCache, delta_store  # noqa: E402
 from sixbit_jax.quantize import quantize  # noqa: E402
 from sixbit_jax.routes import Route  # noqa: E402
 from sixbit_jax.sampler import COMPILER_OPTIONS  # noqa: E402
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="1.3B")
     parser.add_argument("--what", choices=("skip", "forward", "both"), default="both")
     parser.add_argument("--cache-format", default="bf16", help="f32, bf16, int8 or nvfp4")
+    parser.add_argument("--add", help="who adds the deltas of a skipped step: pallas or xla; the fastest by default")
     parser.add_argument("--linear", help="the implementation of the INT8 routes; the fastest that runs by default")
     parser.add_argument("--attention", help="the implementation of attention")
     parser.add_argument(
@@ -75,7 +76,7 @@ def main() -> None:
     result: dict[str, Any] = {"what": "policies", "size": args.size, "cache_format": args.cache_format}
     result |= {"linear": args.linear, "attention": args.attention}
     if args.what != "forward":
-        result |= skip_times(args.size, args.cache_format)
+        result |= skip_times(args.size, args.cache_format, args.add)
     if args.what != "skip":
         chosen = {"linear": args.linear, "attention": args.attention}
         parts = ["plain", *args.parts, "all"]
@@ -94,9 +95,10 @@ def sizes(size: str) -> PolicySpec:
     return PolicySpec(config.num_layers, GROUPS, 1, 50, tokens, config.dim, "bf16")
 
 
-def skip_times(size: str, cache_format: str) -> dict[str, float]:
+def skip_times(size: str, cache_format: str, add: str | None = None) -> dict[str, Any]:
     """A stack whose blocks are all skipped, in the carry of a loop over steps as in sampling."""
-    spec, policy = sizes(size), TemporalDeltaCache(tau=1.0, cache_format=cache_format, together="step")
+    spec = sizes(size)
+    policy = TemporalDeltaCache(tau=1.0, cache_format=cache_format, together="step", implementation=add)
     memory = jax.jit(lambda: policy.allocate(spec))()
     x = jnp.ones((1, spec.tokens, spec.dim), jnp.bfloat16)
     skip = jnp.ones((spec.layers,), bool)
@@ -116,7 +118,9 @@ def skip_times(size: str, cache_format: str) -> dict[str, float]:
     rate = 2 * big.nbytes / found["copy"]
     moved = policy.nbytes(spec) + 2 * x.nbytes
     least = moved / rate
-    return {"skip_ms": found["skip"], "skip_least_ms": least, "skip_ratio": found["skip"] / least, "skip_bytes": moved}
+    by = delta_store.explain(cache_format, x, add).name
+    times = {"skip_ms": found["skip"], "skip_least_ms": least, "skip_ratio": found["skip"] / least}
+    return {"skip_by": by, **times, "skip_bytes": moved}
 
 
 def skipped_stack(policy: TemporalDeltaCache, x: Any, memory: Any, skip: Any) -> tuple[Any, Any]:

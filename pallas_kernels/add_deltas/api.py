@@ -5,21 +5,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from pallas_kernels import checks
 from pallas_kernels.add_deltas import kernel_sm90
-from pallas_kernels.add_deltas.config import TILE, AddDeltasConfig
+from pallas_kernels.add_deltas.config import DEFAULT, TILE, AddDeltasConfig
 from pallas_kernels.add_deltas.emulation import emulate, emulate_many
 
 OP = "add_deltas"
 MOST = 2**31  # bytes of a delta: in the kernel a row and what is in it are 32 bits
 
 
-def add_deltas(
-    x: Array, codes: Array, scale: Array, places: Array, *, config: AddDeltasConfig = AddDeltasConfig()
-) -> Array:
+def add_deltas(x: Array, codes: Array, scale: Array, places: Array, *, config: AddDeltasConfig = DEFAULT) -> Array:
     """`x + Σ codes[place] · scale[place]` over places, added in their order in f32 and rounded to bf16 once.
 
     x bf16 (m, k), k a multiple of 512. codes s8 (slots, m, k), scale f32 (slots, m), places s32 (layers,): all of a

@@ -8,7 +8,10 @@ TILE = 32 * LANE  # of a warp, next to each other in one token's row
 
 @dataclasses.dataclass(frozen=True)
 class AddDeltasConfig:
-    """How much is under way: of an SM about `ahead` · 512 bytes a warp, of as many warps as registers allow."""
+    """How much is under way: at least `ahead` · 512 bytes a warp, of as many warps as registers allow."""
 
-    warpgroups: int = 2  # in a CTA
+    warpgroups: int = 1  # in a CTA
     ahead: int = 4  # layers whose codes are on their way while one is added
+
+
+DEFAULT = AddDeltasConfig()

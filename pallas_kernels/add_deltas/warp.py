@@ -7,6 +7,7 @@ from pallas_kernels.add_deltas.config import LANE, TILE, AddDeltasConfig
 from pallas_kernels.mosaic import ceil_div
 from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import registers as regs
+from pallas_kernels.quantize_rows.division import below
 
 WARPS = 4  # in a warpgroup
 LANES = 32
@@ -37,8 +38,12 @@ class Division:
 
     @property
     def turns(self) -> int:
-        """Of the loop: each adds as many layers as are under way, and brings as many. The rest come after it."""
-        return self.layers // self.ahead - 1
+        """Of the loop: each adds as many layers as are under way, and brings as many.
+
+        What comes after it brings some too. Without a load to wait for ptxas would make the numbers of all layers that
+        are left at once, and take 88 registers for 64.
+        """
+        return max(0, (self.layers - 1) // self.ahead - 1)
 
     @property
     def shares(self) -> int:
@@ -59,25 +64,25 @@ class State:
 class Warp:
     """It is told where arrays begin."""
 
-    def __init__(
-        self, division: Division, cta: Value, x: Value, codes: Value, scale: Value, places: Value, out: Value
-    ) -> None:
-        self.division, self.arrays = division, (x, codes, scale, places, out)
-        self.lane = _int("mov.u32 {o[0]}, %laneid;")
-        warp = _int("{{ .reg .b32 a; mov.u32 a, %tid.x; shr.u32 {o[0]}, a, 5; }}")
+    def __init__(self, division: Division, cta: Value, x: Value, codes: Value, scale: Value, places: Value) -> None:
+        self.division, self.arrays = division, (x, codes, scale, places)
+        thread = ptx.thread_in_cta()
+        self.lane, warp = _int("and.b32 {o[0]}, {i[0]}, 31;", thread), _int("shr.u32 {o[0]}, {i[0]}, 5;", thread)
         tile = _mad(cta, WARPS * division.config.warpgroups, warp)
+        # A warp without a tile reads the last one, and stores nothing.
+        self.exists = below(tile, division.tiles) if division.tiles % (WARPS * division.config.warpgroups) else None
         self.tile = _int(f"min.u32 {{o[0]}}, {{i[0]}}, {division.tiles - 1};", tile)
         # This lane's first value, in an array of x's shape.
         self.first = _mad(self.tile, TILE, _mad(self.lane, LANE, ptx.constant(0, "r")))
 
     def begin(self) -> State:
-        division, (x, _, scale, places, _) = self.division, self.arrays
+        division, (x, _, scale, places) = self.division, self.arrays
         token = _int(f"div.u32 {{o[0]}}, {{i[0]}}, {division.k // TILE};", self.tile)
         found = [self._place(places, share) for share in range(division.shares)]
         words = [word for layer in range(division.ahead) for word in self._codes(found, ptx.constant(layer, "r"))]
         scales = [ptx.load_global(scale, _mad(place, division.m, token)) for place in found]
         origin = _address(x, self.first, 2)
-        pairs = [word for half in (0, 16) for word in ptx.load_sixteen("ld.global.nc", ("l", origin), half, None)]
+        pairs = [word for half in (0, 16) for word in ptx.load_sixteen("ld.global", ("l", origin), half, None)]
         return State(found, words, scales, [value for pair in pairs for value in regs.as_floats(pair)])
 
     def _place(self, places: Value, share: int) -> Value:
@@ -117,10 +122,10 @@ class Warp:
         division = self.division
         left = division.layers - division.turns * division.ahead
         sums = self.turn(first, state, left, left - division.ahead).sums
-        to = _address(self.arrays[-1], self.first, 2)
+        to = _address(self.arrays[0], self.first, 2)
         for half in (0, 8):
             pairs = [ptx.to_bf16(sums[half + i : half + i + 2]) for i in range(0, 8, 2)]
-            regs.store(to, 2 * half, pairs, None)
+            regs.store(to, 2 * half, pairs, self.exists)
 
 
 def codes_of(word: Value) -> list[Value]:
@@ -137,7 +142,9 @@ def of_layer(shares: list[Value], layer: Value, kind: str) -> Value:
     """What the lane has that brought this layer's."""
     chosen = shares[0]
     for i, share in enumerate(shares[1:], 1):
-        text = f"{{{{ .reg .pred p; setp.lt.u32 p, {{i[0]}}, {LANES * i}; selp.b32 {{o[0]}}, {{i[1]}}, {{i[2]}}, p; }}}}"
+        text = (
+            f"{{{{ .reg .pred p; setp.lt.u32 p, {{i[0]}}, {LANES * i}; selp.b32 {{o[0]}}, {{i[1]}}, {{i[2]}}, p; }}}}"
+        )
         chosen = ptx.op(text, kind, ("r", layer), (kind, chosen), (kind, share))
     # Of the layer its last five bits count.
     text = "shfl.sync.idx.b32 {o[0]}, {i[0]}, {i[1]}, 31, 0xffffffff;"

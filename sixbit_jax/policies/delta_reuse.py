@@ -32,17 +32,23 @@ class AbstractDeltaReuse(AbstractCachePolicy):
     `layers` limits the cache to some layers; the others are computed at every step and take no memory. So does
     `budget_gb`, which takes as many layers as fit, those first in `order` first (calibration puts the layers first that
     skip most).
+
+    `implementation` is who adds all deltas of a step that is skipped whole, see `delta_store.add_all`.
     """
 
     cache_format: str = "bf16"
     layers: tuple[int, ...] | None = None
     budget_gb: float | None = None
     order: tuple[int, ...] | None = None
+    implementation: str | None = None
 
     def __post_init__(self) -> None:
         if self.cache_format not in delta_store.formats():
             hint = nearest(self.cache_format, delta_store.formats())
             raise UserError(f'{type(self).__name__}: unknown cache_format "{self.cache_format}"; {hint}')
+        if self.implementation not in (None, *delta_store.adders()):
+            hint = nearest(str(self.implementation), delta_store.adders())
+            raise UserError(f'{type(self).__name__}: unknown implementation "{self.implementation}"; {hint}')
 
     @property
     @abc.abstractmethod
@@ -87,10 +93,9 @@ class AbstractDeltaReuse(AbstractCachePolicy):
         no_notes = _zeros(jax.eval_shape(run, x, memory)[2])
 
         def reuse(x: Array, memory: Any) -> tuple[Array, Any, Any]:
-            # Unrolled it is one pass over all deltas, which does not write x thirty times. Rounding x in between would
-            # cost as long as reading INT8 deltas does, and lose what is rounded.
-            add = lambda x, slot: (x + self._kept(memory, slot), None)
-            return lax.scan(add, x.astype(jnp.float32), slots, unroll=True)[0].astype(x.dtype), memory, no_notes
+            places = memory["place"][slots]
+            added = delta_store.add_all(self.cache_format, x, memory["deltas"], places, self.implementation)
+            return added, memory, no_notes
 
         return lax.cond(~skip.all(), run, reuse, x, memory)
 
