@@ -9,14 +9,15 @@ from jax import Array, lax
 
 from pallas_kernels import checks
 from pallas_kernels.add_deltas import kernel_sm90
-from pallas_kernels.add_deltas.config import DEFAULT, TILE, AddDeltasConfig
+from pallas_kernels.add_deltas.config import TILE, AddDeltasConfig, choose_config
 from pallas_kernels.add_deltas.emulation import emulate, emulate_many
+from pallas_kernels.mosaic import device_facts
 
 OP = "add_deltas"
 MOST = 2**31  # bytes of a delta: in the kernel a row and what is in it are 32 bits
 
 
-def add_deltas(x: Array, codes: Array, scale: Array, places: Array, *, config: AddDeltasConfig = DEFAULT) -> Array:
+def add_deltas(x: Array, codes: Array, scale: Array, places: Array, *, config: AddDeltasConfig | None = None) -> Array:
     """`x + Σ codes[place] · scale[place]` over places, added in their order in f32 and rounded to bf16 once.
 
     x bf16 (m, k), k a multiple of 512. codes s8 (slots, m, k), scale f32 (slots, m), places s32 (layers,): all of a
@@ -41,6 +42,7 @@ def add_deltas(x: Array, codes: Array, scale: Array, places: Array, *, config: A
     checks.check_shape(OP, "scale", scale, codes.shape[:2])
     if x.size >= MOST:
         raise ValueError(f"{OP}: x has shape {x.shape}, expected fewer than {MOST} values")
+    config = config or choose_config(x.shape[1], places.shape[0], device_facts()[0])
     return _run(config)(x, codes, scale, places)
 
 

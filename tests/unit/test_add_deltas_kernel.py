@@ -1,4 +1,4 @@
-"""Deltas added in one pass: the emulation against float64, the kernel instruction by instruction, refusals, lowering."""
+"""Deltas added in one pass: the emulation against float64, the kernel by instruction, refusals, lowering."""
 
 import functools
 
@@ -8,6 +8,7 @@ import numpy as np
 import ptx_integers
 import pytest
 
+from benchmarks.kernels import add_deltas as benchmark
 from pallas_kernels import ptx
 from pallas_kernels.add_deltas import AddDeltasConfig, add_deltas, warp
 from pallas_kernels.add_deltas.warp import WARPS, Division, Warp
@@ -23,14 +24,13 @@ def random_store(rng, slots, m, k):
 
 @pytest.mark.parametrize("places", [[4, 5, 6, 7], [7, 0, 7], [2], [-3, 9]])
 def test_is_the_sum_up_to_f32(rng, places):
-    """Each of so many products and sums may be off by half a last bit, and the result by half a bit of bf16."""
-    x, codes, scale = random_store(rng, 8, 5, 512)
-    found = np.asarray(add_deltas(x, codes, scale, jnp.asarray(places, jnp.int32)), np.float64)
-    deltas = np.asarray(codes, np.float64) * np.asarray(scale, np.float64)[..., None]
-    chosen = deltas[np.clip(places, 0, 7)]
-    expected = np.asarray(x, np.float64) + chosen.sum(0)
-    magnitude = np.abs(np.asarray(x, np.float64)) + np.abs(chosen).sum(0)
-    assert (np.abs(found - expected) <= 2**-8 * np.abs(expected) + 2 * len(places) * 2**-24 * magnitude).all()
+    """Half a step of bf16, and half a step of f32 for every product and every sum."""
+    operands = *random_store(rng, 8, 5, 512), jnp.asarray(places, jnp.int32)
+    found = add_deltas(*operands)
+    assert benchmark.error_of_bound(operands, found) <= 1
+    for wrong in (found.at[4, 511].add(found[4, 511] / 64), found.at[0, 0].set(jnp.nan)):
+        with pytest.raises(ValueError, match="wrong sums"):
+            benchmark.error_of_bound(operands, wrong)
 
 
 def test_several_at_once_are_each_by_itself(rng):
@@ -147,11 +147,25 @@ def for_cuda(program, *operands):
 
 
 @pytest.mark.parametrize("shape", [(32760, 1536, 60, 30), (75600, 5120, 80, 40), (1, 512, 1, 1), (1003, 2560, 7, 33)])
-@pytest.mark.parametrize("config", [AddDeltasConfig(), AddDeltasConfig(warpgroups=4, ahead=3)])
-def test_lowers_in_place_for_cuda(shape, config):
-    text = for_cuda(functools.partial(add_deltas, config=config), *avals(*shape))
-    (call,) = [line for line in text.splitlines() if "@mosaic_gpu_v2(" in line]
+def test_lowers_in_place_for_cuda(shape):
+    (call,) = [line for line in for_cuda(add_deltas, *avals(*shape)).splitlines() if "@mosaic_gpu_v2(" in line]
     assert "output_operand_alias<" in call
+
+
+@pytest.mark.parametrize("case", benchmark.tuned_cases(), ids=str)
+def test_every_candidate_lowers(case):
+    for config in benchmark.candidates(case):
+        program = functools.partial(add_deltas, config=config)
+        assert "mosaic_gpu" in for_cuda(program, *avals(case.m, case.k, case.layers, case.layers))
+
+
+def test_a_benchmark_s_calls_hand_on_their_result():
+    operands = benchmark.random_operands(benchmark.Case("", 8, 512, 3))
+    run = benchmark.in_turn(add_deltas, operands)
+    once = add_deltas(*operands)
+    np.testing.assert_array_equal(np.asarray(run(), np.float32), np.asarray(once, np.float32))
+    twice = add_deltas(once, *operands[1:])
+    np.testing.assert_array_equal(np.asarray(run(), np.float32), np.asarray(twice, np.float32))
 
 
 def test_several_at_once_are_left_to_xla():
