@@ -40,7 +40,7 @@ from sixbit_jax.models import wan  # noqa: E402
 from sixbit_jax.models.wan_config import GROUPS, WAN_1_3B, WAN_14B, WanConfig  # noqa: E402
 from sixbit_jax.models.wan_modules import abstract_params  # noqa: E402
 from sixbit_jax.pipeline import token_multiple  # noqa: E402
-from sixbit_jax.policies import PolicySpec, PredictedPrecision, TemporalDeltaCache  # noqa: E402
+from sixbit_jax.policies import PolicySpec, PredictedPrecision, TemporalDeltaCache, delta_store  # noqa: E402
 from sixbit_jax.quantize import quantize  # noqa: E402
 from sixbit_jax.routes import Route  # noqa: E402
 from sixbit_jax.sampler import COMPILER_OPTIONS  # noqa: E402
@@ -94,7 +94,7 @@ def sizes(size: str) -> PolicySpec:
     return PolicySpec(config.num_layers, GROUPS, 1, 50, tokens, config.dim, "bf16")
 
 
-def skip_times(size: str, cache_format: str) -> dict[str, float]:
+def skip_times(size: str, cache_format: str) -> dict[str, Any]:
     """A stack whose blocks are all skipped, in the carry of a loop over steps as in sampling."""
     spec, policy = sizes(size), TemporalDeltaCache(tau=1.0, cache_format=cache_format, together="step")
     memory = jax.jit(lambda: policy.allocate(spec))()
@@ -117,7 +117,9 @@ def skip_times(size: str, cache_format: str) -> dict[str, float]:
     rate = 2 * big.nbytes / min(found[name] for name in copies)
     moved = policy.nbytes(spec) + 2 * x.nbytes
     least = moved / rate
-    return {"skip_ms": found["skip"], "skip_least_ms": least, "skip_ratio": found["skip"] / least, "skip_bytes": moved}
+    by = delta_store.explain(cache_format, x).name
+    times = {"skip_ms": found["skip"], "skip_least_ms": least, "skip_ratio": found["skip"] / least}
+    return {"skip_by": by, **times, "skip_bytes": moved}
 
 
 def skipped_stack(policy: TemporalDeltaCache, x: Any, memory: Any, skip: Any) -> tuple[Any, Any]:

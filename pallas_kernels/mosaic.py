@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 WARPGROUP = 128  # threads; what Pallas calls a thread here is one warpgroup
@@ -63,6 +64,20 @@ def launch_grid(
         **clustered,
         **({} if interpret is None else {"interpret": interpret}),
     )
+
+
+def launch_in_place(
+    body: Callable[..., None], x: jax.Array, *others: Any, grid: dict[str, int], warpgroups: int
+) -> Any:
+    """As `launch_grid`, of a kernel whose result takes the place of x, where x is not needed any more."""
+    call = pl.kernel(  # jax 0.10 does not let plgpu.kernel write to what it is given
+        body,
+        out_type=(),
+        name=type(body).__name__,
+        mesh=plgpu.Mesh(grid=tuple(grid.values()), grid_names=tuple(grid), num_threads=warpgroups, thread_name="wg"),
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+    )
+    return pl.run_state(lambda ref: call(ref, *others))(x)
 
 
 def swizzled(columns: int, dtype: Any) -> tuple[Any, ...]:

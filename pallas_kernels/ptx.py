@@ -241,13 +241,13 @@ def thread_in_cta() -> Value:
     return op("mov.u32 {o[0]}, %tid.x;", "r")
 
 
-def load_global(ref: Value, offset: Value) -> Value:
-    """An f32 of an array in device memory, `offset` values from its start."""
+def load_global(ref: Value, offset: Value, kind: str = "f") -> Value:
+    """32 bits of an array in device memory, `offset` values from its start."""
     text = (
         "{{ .reg .b64 p; mul.wide.s32 p, {i[1]}, 4; add.s64 p, p, {i[0]}; cvta.to.global.u64 p, p; "
         "ld.global.b32 {o[0]}, [p]; }}"
     )
-    return emit(text, "f", [("l", address(ref)), ("r", offset)], volatile=True)[0]
+    return emit(text, kind, [("l", address(ref)), ("r", offset)], volatile=True)[0]
 
 
 def store_global(ref: Value, offset: Value, x: Value, here: Value, kind: str = "f") -> None:

@@ -25,8 +25,8 @@ from benchmarks.kernels import report, session  # noqa: E402
 from sixbit_jax.cli import Parser, run  # noqa: E402
 from sixbit_jax.errors import UserError, nearest  # noqa: E402
 
-KERNELS = ("int8_matmul", "attention_int8", "quantize_rows", "nvfp4_matmul", "attention_prologue")
-TUNABLE = KERNELS[:4]
+KERNELS = ("int8_matmul", "attention_int8", "quantize_rows", "nvfp4_matmul", "add_deltas", "attention_prologue")
+TUNABLE = KERNELS[:5]
 FOLDER = ROOT / "benchmarks"
 ONE_DAY = 86400.0
 

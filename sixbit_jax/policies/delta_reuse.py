@@ -87,10 +87,8 @@ class AbstractDeltaReuse(AbstractCachePolicy):
         no_notes = _zeros(jax.eval_shape(run, x, memory)[2])
 
         def reuse(x: Array, memory: Any) -> tuple[Array, Any, Any]:
-            # Unrolled it is one pass over all deltas, which does not write x thirty times. Rounding x in between would
-            # cost as long as reading INT8 deltas does, and lose what is rounded.
-            add = lambda x, slot: (x + self._kept(memory, slot), None)
-            return lax.scan(add, x.astype(jnp.float32), slots, unroll=True)[0].astype(x.dtype), memory, no_notes
+            added = delta_store.add_all(self.cache_format, x, memory["deltas"], memory["place"][slots])
+            return added, memory, no_notes
 
         return lax.cond(~skip.all(), run, reuse, x, memory)
 

@@ -2,6 +2,9 @@
 
 The store is a pytree whose leaves lead with the slots, so that it rides in a scan's carry and is updated in place. INT8
 has one scale per token; NVFP4 blocks of 16 with one tensor scale per slot.
+
+A step that skips every block adds all deltas of its branch (`add_all`). XLA makes one pass of that over the deltas of
+any format, in bf16 at the speed of its bytes; for INT8 there is a kernel of ours (`delta_store_pallas`).
 """
 
 import dataclasses
@@ -13,7 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from sixbit_jax.dispatch import Choice, Implementation, choose
 from sixbit_jax.formats import dequantize, quantize_int8, quantize_nvfp4, stored_bytes
+from sixbit_jax.policies import delta_store_pallas
+from sixbit_jax.policies.delta_store_pallas import AddSpec
 
 Store: TypeAlias = Any
 
@@ -63,6 +69,47 @@ def read(name: str, store: Store, slot: Int[Array, ""]) -> Float[Array, "b s d"]
     return _FORMATS[name].decode(
         jax.tree.map(lambda all_: lax.dynamic_index_in_dim(all_, slot, 0, keepdims=False), store)
     )
+
+
+def add_all(
+    name: str, x: Float[Array, "b s d"], store: Store, slots: Int[Array, " l"], implementation: str | None = None
+) -> Float[Array, "b s d"]:
+    """x and the deltas of these slots, added in their order in f32 and rounded once.
+
+    `implementation` names one that must run or raise; `None` takes the first that can. The kernel rounds
+    a product and its sum together, XLA as its compiler likes: that is 2⁻²⁴ of each product and of the sums after it.
+    """
+    choice = choose("add_all", _ADD_ALL, _spec(name, x), implementation)
+    return _ADD_ALL[choice.name].run(name, x, store, slots)
+
+
+def explain(name: str, x: jax.ShapeDtypeStruct | Array, implementation: str | None = None) -> Choice:
+    """Who would add deltas to this, and why not the ones before it.
+
+    >>> explain("bf16", jax.ShapeDtypeStruct((1, 8, 512), jnp.bfloat16)).name
+    'xla'
+    """
+    return choose("add_all", _ADD_ALL, _spec(name, x), implementation)
+
+
+def _add_by_xla(name: str, x: Float[Array, "b s d"], store: Store, slots: Int[Array, " l"]) -> Float[Array, "b s d"]:
+    # Unrolled it is one pass over all deltas, which does not write x thirty times. Rounding x in between would cost as
+    # long as reading INT8 deltas does, and lose what is rounded.
+    add = lambda x, slot: (x + read(name, store, slot), None)
+    return lax.scan(add, x.astype(jnp.float32), slots, unroll=True)[0].astype(x.dtype)
+
+
+# In order of preference.
+_ADD_ALL = {
+    "pallas": Implementation(
+        delta_store_pallas.supports, lambda name, x, store, slots: delta_store_pallas.add(x, store, slots)
+    ),
+    "xla": Implementation(lambda spec: None, _add_by_xla),
+}
+
+
+def _spec(name: str, x: jax.ShapeDtypeStruct | Array) -> AddSpec:
+    return AddSpec(name, jnp.dtype(x.dtype).name, x.shape[-1], jax.default_backend())
 
 
 def _abstract(name: str, shape: tuple[int, ...]) -> Any:

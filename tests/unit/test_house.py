@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "sixbit_jax.models.norms": set(),
     "sixbit_jax.models.rope": set(),
     "sixbit_jax.policies": FORMATS | {"sixbit_jax.linear.magnitude"},
+    "sixbit_jax.policies.delta_store_pallas": {"sixbit_jax.formats", "pallas_kernels"},
     "sixbit_jax.linear.magnitude": set(),
     "sixbit_jax.schedulers": BASE,
     "sixbit_jax.sampler": LOOP,
