@@ -220,6 +220,11 @@ def across_lanes(
     return x
 
 
+def wait_for_warpgroup() -> None:
+    """All four warps are here, and what they read they have."""
+    utils.warpgroup_barrier()
+
+
 # Where a thread is, and memory.
 
 
