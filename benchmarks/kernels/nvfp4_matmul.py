@@ -19,6 +19,7 @@ from pallas_kernels.nvfp4_matmul.config import (
     WARP_TOKENS,
     case_name,
     choose_config,
+    eights,
     warp_bytes,
 )
 
@@ -189,7 +190,22 @@ def table_key(case: Case) -> tuple[Any, str]:
 
 def candidates(case: Case) -> list[FusedConfig]:
     """Products of single warps where there are few tokens, likeliest first; then those of warpgroups."""
-    return (_of_warps(case) if case.m <= WARP_TOKENS else []) + _of_warpgroups(case)
+    return (_staged(case) + _of_warps(case) if case.m <= WARP_TOKENS else []) + _of_warpgroups(case)
+
+
+def _staged(case: Case) -> list[FusedConfig]:
+    """Tokens by the stages, shared by more CTAs or fewer, with the most bytes under way that fit or with fewer."""
+    rule = choose_config(case.m, case.k, case.n, "any other")
+    # The sums of more than sixteen tokens are too many registers for two groups.
+    groups = (2, 1) if case.m <= 16 else (1,)
+    fits = lambda config: warp_bytes(case.m, config) <= SHARED_MEMORY
+    found = []
+    for group in groups:
+        plans = [dataclasses.replace(rule, groups=group, stages=s, staged=True) for s in range(group, 11, group)]
+        for plan in [plan for plan in plans if fits(plan)][:-3:-1]:
+            for cluster in [c for c in (1, 2, 4) if eights(case.m) % c == 0]:
+                found += [dataclasses.replace(plan, cluster=cluster, early=early) for early in (False, True)]
+    return found
 
 
 def _of_warps(case: Case) -> list[FusedConfig]:
