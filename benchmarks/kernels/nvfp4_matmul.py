@@ -224,20 +224,18 @@ def _of_warps(case: Case) -> list[FusedConfig]:
 
 
 def _of_warpgroups(case: Case) -> list[FusedConfig]:
-    """Four decoding warpgroups for few tokens; finished inside, with and without sharing the tokens; then parts."""
+    """Four decoding warpgroups; finished inside, with and without sharing the tokens; then parts."""
     chunks, tiles, tokens = case.k // 256, case.n // 128, -(-case.m // 8) * 8
-    slot, most = 128 * 128 + 128 * 16 + tokens * 512, 220_000
-    clusters = [c for c in (1, 2, 4) if c == 1 or (tiles % c == 0 and tokens % (8 * c) == 0)]
+    clusters = [c for c in (1, 2, 4) if tiles % c == 0 and tokens % (8 * c) == 0]
     halves = [part for part in (1, 2, 3) if chunks % part == 0 and (part == 1 or part * tiles <= 132)]
-    found = (
-        [FusedConfig(part, stages, 1, part == 1, 2) for part in halves for stages in (6, 8, 4)] if tokens <= 16 else []
-    )
+    found = [FusedConfig(1, stages, cluster, True, 2) for stages in (4, 6, 2) for cluster in clusters if tokens > 16]
+    found += [FusedConfig(part, stages, 1, part == 1, 2) for part in halves for stages in (6, 8, 4) if tokens <= 16]
     found = [c for c in found if min(c.stages, chunks // c.parts) % 2 == 0]
     found += [FusedConfig(1, stages, cluster, True) for cluster in clusters for stages in (3, 4, 6)]
     parts = [parts for parts in (1, 2, 3, 4, 5, 6, 8, 10) if chunks % parts == 0 and parts * tiles <= 264]
     found += [FusedConfig(part, stages) for part in parts for stages in (3, 4)]
-    fits = lambda c: c.stages * slot + 128 * tokens * ((2 if c.inside else 4) + 4 * (c.groups - 1)) <= most
-    return [config for config in found if fits(config)]
+    slot = 128 * 128 + 128 * 16 + tokens * 512
+    return [config for config in found if config.stages * slot <= SHARED_MEMORY - 4096]
 
 
 def timed(case: Case, config: FusedConfig) -> float:

@@ -123,10 +123,8 @@ def _check_parts(config: FusedConfig, m: int, k: int, n: int) -> None:
     if k // CHUNK % config.parts or (config.inside and config.parts > 1):
         parts = "1 with inside" if config.inside else f"a divisor of k / {CHUNK} = {k // CHUNK}"
         raise ValueError(f"{op}: config.parts = {config.parts}, expected {parts}")
-    if config.groups > 1 and (
-        config.groups > 2 or config.cluster > 1 or min(config.stages, k // CHUNK // config.parts) % 2
-    ):
-        raise ValueError(f"{op}: config.groups = {config.groups}, expected 1, or 2 with even stages and no cluster")
+    if config.groups > 1 and (config.groups > 2 or min(config.stages, k // CHUNK // config.parts) % 2):
+        raise ValueError(f"{op}: config.groups = {config.groups}, expected 1, or 2 with even stages")
     if n // ROWS % config.cluster or (config.cluster > 1 and m % (8 * config.cluster)):
         raise ValueError(f"{op}: config.cluster = {config.cluster} divides neither n / {ROWS} nor the tokens by eights")
 

@@ -9,8 +9,8 @@ from pallas_kernels.tables import lookup
 TABLE = Path(__file__).with_name("tuned.json")
 
 CHUNK = 256  # of K at a time: 128 bytes of codes
-# Beyond it a stage of tokens and a tile of results, 128 channels in f32, do not both fit in shared memory. Nor is there
-# anything to win: the tensor cores, not the memory, set the pace, and an expanded weight serves as well.
+# Beyond it there is nothing to win: the tensor cores, not the memory, set the pace, and an expanded weight serves as
+# well. Nor do two stages of tokens fit in shared memory.
 MOST_TOKENS = 208
 
 

@@ -7,7 +7,8 @@ bias, rounding and the transpose to (tokens, rows). CTAs of a cluster work on ne
 multicast: at 64 tokens these are more bytes from the second-level cache than the weight is from memory.
 
 One CTA fills an SM. Two decoding warpgroups are two warps a scheduler, which wait for every product they make; with
-`groups` = 2 it is four, in half the registers, and the two halves of K are added up at the end.
+`groups` = 2 it is four, in half the registers, and the two halves of K are added up at the end. What is added up, and
+the result on its way out, take the place of the stages: so four of these fit at 64 tokens.
 
 Nothing moves between threads, because any order of K will do if both operands share it. A thread of a wgmma operand
 holds, of each 64 columns, four pairs of a row; here these are the 16 codes of one block. `interleave` puts the columns
@@ -16,6 +17,7 @@ of x into that order.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,6 +30,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, vector
 
+from pallas_kernels import ptx
 from pallas_kernels.mosaic import launch_grid, load, swizzled
 from pallas_kernels.nvfp4_matmul.config import CHUNK, FusedConfig
 from pallas_kernels.nvfp4_matmul.decode_sm90 import pairs
@@ -90,36 +93,51 @@ class Kernel:
         """Of K, per part."""
         return self.k // CHUNK // self.config.parts
 
+    @property
+    def _at_once(self) -> int:
+        """Steps whose operands are held: with little room, two of the four in a chunk, beside many tokens' sums."""
+        return 2 if self.config.groups > 1 and self.m > 40 else CHUNK // STEP
+
     def __call__(self, x_gmem, words_gmem, scales_gmem, *rest) -> None:
         *vectors_gmem, out_gmem = rest
         stages, rows, config = min(self.config.stages, self.chunks), DECODERS * ROWS, self.config
-        if config.inside:
-            turned = (DECODERS, self.m, ROWS)
-            extra = dict(
-                out_smem=plgpu.SMEM(turned, jnp.bfloat16, transforms=swizzled(ROWS, jnp.bfloat16)),
-                vectors_smem=plgpu.SMEM((2, rows), jnp.float32),
-                vectors_full=plgpu.Barrier(num_arrivals=2),
-            )
-        else:
-            extra = dict(out_smem=plgpu.SMEM((DECODERS, ROWS, self.m), jnp.float32))
+        # What is summed up takes the place of the stages.
+        after = {"out_smem": self._out_smem()}
         if config.groups > 1:
-            extra["partial_smem"] = plgpu.SMEM((DECODERS, ROWS, self.m), jnp.float32)
+            after["partial_smem"] = plgpu.SMEM((DECODERS, ROWS, self.m), jnp.float32)
+        extra = {}
+        if config.inside:
+            extra["vectors_smem"] = plgpu.SMEM((2, rows), jnp.float32)
+            extra["vectors_full"] = plgpu.Barrier(num_arrivals=2)
+        if config.groups > 1:
             extra["partial_full"] = plgpu.Barrier(num_barriers=DECODERS)
+        staged = {
+            "x_smem": plgpu.SMEM((stages, self.m, CHUNK), jnp.bfloat16, transforms=swizzled(STEP, jnp.bfloat16)),
+            "words_smem": plgpu.SMEM((stages, rows, WORDS), jnp.int32, transforms=swizzled(WORDS, jnp.int32)),
+            "scales_smem": plgpu.SMEM((stages, rows, BLOCKS), jnp.int8),
+        }
         empty = dict(num_arrivals=DECODERS, num_barriers=stages)
+        names = tuple(staged), tuple(after)
         pl.run_scoped(
-            functools.partial(self._roles, (x_gmem, words_gmem, scales_gmem, vectors_gmem), out_gmem),
-            x_smem=plgpu.SMEM((stages, self.m, CHUNK), jnp.bfloat16, transforms=swizzled(STEP, jnp.bfloat16)),
-            words_smem=plgpu.SMEM((stages, rows, WORDS), jnp.int32, transforms=swizzled(WORDS, jnp.int32)),
-            scales_smem=plgpu.SMEM((stages, rows, BLOCKS), jnp.int8),
+            functools.partial(self._roles, (x_gmem, words_gmem, scales_gmem, vectors_gmem), out_gmem, names),
+            memory=plgpu.RefUnion(list(staged.values()), list(after.values())),
             full=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
             empty=plgpu.ClusterBarrier(collective_axes=("cluster",), **empty)
             if config.cluster > 1
             else plgpu.Barrier(**empty),
+            multiplied=plgpu.Barrier(num_arrivals=DECODERS * config.groups),
             **extra,
             collective_axes="wg",
         )
 
-    def _roles(self, inputs, out_gmem, **scratch) -> None:
+    def _out_smem(self) -> Any:
+        if not self.config.inside:
+            return plgpu.SMEM((DECODERS, ROWS, self.m), jnp.float32)
+        return plgpu.SMEM((DECODERS, self.m, ROWS), jnp.bfloat16, transforms=swizzled(ROWS, jnp.bfloat16))
+
+    def _roles(self, inputs, out_gmem, names, memory, **scratch) -> None:
+        for group, refs in zip(names, memory, strict=True):
+            scratch |= zip(group, refs if isinstance(refs, Sequence) else [refs], strict=True)
         wg, decoders = lax.axis_index("wg"), DECODERS * self.config.groups
         for_loading, for_decoding = (40, 232) if self.config.groups == 1 else (24, 112)
 
@@ -183,13 +201,18 @@ class Kernel:
                 for step, weights in enumerate(steps):
                     x = scratch["x_smem"].at[slot, :, pl.ds(step * STEP, STEP)]
                     plgpu.wgmma(acc, weights, x.T)
-                # Operand registers must stay as they are until the products are done; the other warpgroup fills in.
-                plgpu.wgmma_wait(0)
+                    if (step + 1) % self._at_once == 0:
+                        # Operand registers must stay until the products are done; the other warpgroups fill in.
+                        plgpu.wgmma_wait(0)
+                if self.config.cluster > 1:
+                    ptx.wait_for_warpgroup()
                 plgpu.barrier_arrive(scratch["empty"].at[slot])
 
             return acc[...]
 
         total = pl.run_scoped(accumulate, plgpu.ACC((ROWS, self.m), jnp.float32))
+        plgpu.barrier_arrive(scratch["multiplied"])
+        plgpu.barrier_wait(scratch["multiplied"])
         if groups == 1:
             self._finish(wg, mine, total, out_gmem, scratch)
             return

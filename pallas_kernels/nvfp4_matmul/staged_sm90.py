@@ -144,6 +144,8 @@ class Kernel(warps_sm90.Kernel):
             slot = lax.rem(i * groups + group, self.stages)
             plgpu.barrier_wait(scratch["full"].at[slot])
             sums = self._staged_products(sums, *(smem.at[slot] for smem in stages))
+            if self.cluster > 1:
+                ptx.wait_for_warpgroup()
             plgpu.barrier_arrive(scratch["empty"].at[slot])
             return sums
 
@@ -156,10 +158,6 @@ class Kernel(warps_sm90.Kernel):
         def run(_, sums, x, words, scales):
             lane = Lane(self.share)
             tokens = lane.staged_tokens(x)
-            sums = multiply(ptx.unpack(sums), lane.weights(words, scales), tokens)
-            if self.cluster > 1:
-                # Here one thread of a warpgroup tells the cluster that a stage is empty, not each one for itself.
-                ptx.wait_for_warpgroup()
-            return ptx.pack(sums, "f")
+            return ptx.pack(multiply(ptx.unpack(sums), lane.weights(words, scales), tokens), "f")
 
         return run(sums, x, words, scales)
