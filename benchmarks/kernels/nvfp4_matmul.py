@@ -228,7 +228,13 @@ def _of_warpgroups(case: Case) -> list[FusedConfig]:
     chunks, tiles, tokens = case.k // 256, case.n // 128, -(-case.m // 8) * 8
     clusters = [c for c in (1, 2, 4) if tiles % c == 0 and tokens % (8 * c) == 0]
     halves = [part for part in (1, 2, 3) if chunks % part == 0 and (part == 1 or part * tiles <= 132)]
-    found = [FusedConfig(1, stages, cluster, True, 2) for stages in (4, 6, 2) for cluster in clusters if tokens > 16]
+    found = [
+        FusedConfig(1, stages, cluster, True, 2, early=early)
+        for stages in (4, 6, 2)
+        for cluster in clusters
+        for early in (False, True)
+        if tokens > 16
+    ]
     found += [FusedConfig(part, stages, 1, part == 1, 2) for part in halves for stages in (6, 8, 4) if tokens <= 16]
     found = [c for c in found if min(c.stages, chunks // c.parts) % 2 == 0]
     found += [FusedConfig(1, stages, cluster, True) for cluster in clusters for stages in (3, 4, 6)]

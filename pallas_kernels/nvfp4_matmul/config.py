@@ -31,7 +31,7 @@ class FusedConfig:
     groups: int = 1  # of decoding warpgroups in a CTA, which take chunks in turn; two need an even number of stages
     # Of sixteen rows a CTA, by products of single warps; always finished inside. Parts and cluster are 1.
     tiles: int = 0
-    early: bool = False  # with tiles: start while the kernel before it ends, and let the next one do so
+    early: bool = False  # start while the kernel before it ends, and let the next one do so
     staged: bool = False  # with tiles, `staged_sm90`: tokens come through shared memory too, cluster is allowed
 
 
