@@ -194,18 +194,27 @@ def candidates(case: Case) -> list[FusedConfig]:
 
 
 def _staged(case: Case) -> list[FusedConfig]:
-    """Tokens by the stages, shared by more CTAs or fewer, with the most bytes under way that fit or with fewer."""
+    """Tokens by the stages, shared by more CTAs or fewer, as many stages as fit or fewer, all under way or two."""
     rule = choose_config(case.m, case.k, case.n, "any other")
     # The sums of more than sixteen tokens are too many registers for two groups.
     groups = (2, 1) if case.m <= 16 else (1,)
+    clusters = [c for c in (2, 1, 4) if eights(case.m) % c == 0]
     fits = lambda config: warp_bytes(case.m, config) <= SHARED_MEMORY
     found = []
     for group in groups:
         plans = [dataclasses.replace(rule, groups=group, stages=s, staged=True) for s in range(group, 11, group)]
-        for plan in [plan for plan in plans if fits(plan)][:-3:-1]:
-            for cluster in [c for c in (1, 2, 4) if eights(case.m) % c == 0]:
-                found += [dataclasses.replace(plan, cluster=cluster, early=early) for early in (False, True)]
-    return found
+        most = [plan for plan in plans if fits(plan)][-1]
+        for cluster in clusters:
+            plan = dataclasses.replace(most, cluster=cluster)
+            changes = (
+                dict(),
+                dict(ahead=2),
+                dict(early=True),
+                dict(early=True, ahead=2),
+                dict(stages=max(plan.stages - group, group)),
+            )
+            found += [dataclasses.replace(plan, **change) for change in changes]
+    return list(dict.fromkeys(found))
 
 
 def _of_warps(case: Case) -> list[FusedConfig]:
@@ -213,7 +222,7 @@ def _of_warps(case: Case) -> list[FusedConfig]:
     rule = choose_config(case.m, case.k, case.n, "any other")
     change = functools.partial(dataclasses.replace, rule)
     stages = range(2, -(-case.k // SPAN) + 1, 2)
-    found = [rule, change(early=True)]
+    found = [rule, change(early=True), change(ahead=2)]
     for groups in (2, 1):
         fitting = [c for s in stages if warp_bytes(case.m, c := change(groups=groups, stages=s)) <= SHARED_MEMORY]
         for config in fitting[:-3:-1]:
@@ -228,13 +237,9 @@ def _of_warpgroups(case: Case) -> list[FusedConfig]:
     chunks, tiles, tokens = case.k // 256, case.n // 128, -(-case.m // 8) * 8
     clusters = [c for c in (1, 2, 4) if tiles % c == 0 and tokens % (8 * c) == 0]
     halves = [part for part in (1, 2, 3) if chunks % part == 0 and (part == 1 or part * tiles <= 132)]
-    found = [
-        FusedConfig(1, stages, cluster, True, 2, early=early)
-        for stages in (4, 6, 2)
-        for cluster in clusters
-        for early in (False, True)
-        if tokens > 16
-    ]
+    changes = dict(), dict(early=True), dict(ahead=2), dict(stages=6), dict(stages=2)
+    paired = [FusedConfig(1, 4, cluster, True, 2) for cluster in clusters if tokens > 16]
+    found = [dataclasses.replace(plan, **change) for change in changes for plan in paired]
     found += [FusedConfig(part, stages, 1, part == 1, 2) for part in halves for stages in (6, 8, 4) if tokens <= 16]
     found = [c for c in found if min(c.stages, chunks // c.parts) % 2 == 0]
     found += [FusedConfig(1, stages, cluster, True) for cluster in clusters for stages in (3, 4, 6)]

@@ -100,6 +100,8 @@ def _emulate_inside(x, packed, block_scale, factor, bias) -> Array:
 
 
 def _check_config(config: FusedConfig, m: int, k: int, n: int) -> None:
+    if config.ahead < 0:
+        raise ValueError(f"nvfp4_matmul: config.ahead = {config.ahead}, expected 0 or more")
     _check_tiles(config, m) if config.tiles else _check_parts(config, m, k, n)
 
 

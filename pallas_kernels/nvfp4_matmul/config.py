@@ -32,6 +32,7 @@ class FusedConfig:
     # Of sixteen rows a CTA, by products of single warps; always finished inside. Parts and cluster are 1.
     tiles: int = 0
     early: bool = False  # start while the kernel before it ends, and let the next one do so
+    ahead: int = 0  # so many stages are under way at most; 0 for all there are
     staged: bool = False  # with tiles, `staged_sm90`: tokens come through shared memory too, cluster is allowed
 
 

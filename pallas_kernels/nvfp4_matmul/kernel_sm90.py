@@ -176,6 +176,12 @@ class Kernel:
             def _wait_until_empty():
                 plgpu.barrier_wait(scratch["empty"].at[slot])
 
+            if 0 < self.config.ahead < stages:
+
+                @pl.when(i >= self.config.ahead)
+                def _wait_for_an_earlier_one():
+                    plgpu.barrier_wait(scratch["full"].at[lax.rem(i - self.config.ahead, stages)])
+
             columns = lambda size: pl.ds((first + i) * size, size)
             plgpu.copy_gmem_to_smem(x_gmem.at[:, columns(CHUNK)], scratch["x_smem"].at[slot], full, **shared)
             plgpu.copy_gmem_to_smem(words_gmem.at[rows, columns(WORDS)], scratch["words_smem"].at[slot], full)

@@ -41,7 +41,7 @@ def run(
     """As `warps_sm90.run`."""
     (m, k), n = x.shape, packed.shape[0]
     share = Share(m, k, n, config.tiles, config.groups)
-    kernel = Kernel(share, config.stages, config.early, config.cluster)
+    kernel = Kernel(share, config.stages, config.early, config.ahead or config.stages, config.cluster)
     extra = dict(out_dtype=out_dtype, cluster=config.cluster, interpret=interpret)
     return warps_sm90.launch(kernel, in_eights(x), packed, block_scale, *vectors, **extra)
 
@@ -114,12 +114,7 @@ class Kernel(warps_sm90.Kernel):
 
         @pl.loop(0, self.share.spans)
         def _span(i):
-            slot = lax.rem(i, self.stages)
-
-            @pl.when(i >= self.stages)
-            def _wait_until_empty():
-                plgpu.barrier_wait(scratch["empty"].at[slot])
-
+            slot = self._slot_to_fill(i, scratch)
             copies = zip(inputs, stages, (whole, rows, rows), (SPAN, WORDS, BLOCKS), (shared, {}, {}), strict=True)
             for gmem, smem, lines, size, how in copies:
                 source = gmem.at[lines, pl.ds(i * size, size)]

@@ -52,7 +52,7 @@ def run(
     """x bf16 (m, k) times the weight, (m, n). vectors: tensor scale f32 (1,) or (n,), and bias f32 (n,) if any."""
     (m, k), n = x.shape, packed.shape[0]
     share = Share(m, k, n, config.tiles, config.groups)
-    kernel = Kernel(share, config.stages, config.early)
+    kernel = Kernel(share, config.stages, config.early, config.ahead or config.stages)
     return launch(kernel, x, packed, block_scale, *vectors, out_dtype=out_dtype, interpret=interpret)
 
 
@@ -75,6 +75,7 @@ class Kernel:
     share: Share
     stages: int
     early: bool
+    ahead: int  # stages that are asked for and not yet here, at most
 
     def __call__(self, x_gmem, words_gmem, scales_gmem, *rest) -> None:
         *vectors_gmem, out_gmem = rest
@@ -113,15 +114,26 @@ class Kernel:
 
         @pl.loop(0, self.share.spans)
         def _span(i):
-            slot = lax.rem(i, self.stages)
-
-            @pl.when(i >= self.stages)
-            def _wait_until_empty():
-                plgpu.barrier_wait(scratch["empty"].at[slot])
-
+            slot = self._slot_to_fill(i, scratch)
             for gmem, name, size in zip(weights_gmem, ("words_smem", "scales_smem"), (WORDS, BLOCKS), strict=True):
                 source = gmem.at[rows, pl.ds(i * size, size)]
                 plgpu.copy_gmem_to_smem(source, scratch[name].at[slot], scratch["full"].at[slot])
+
+    def _slot_to_fill(self, i: Array, scratch) -> Array:
+        """Once it is empty, and not too much is under way: what comes first would come later."""
+        slot = lax.rem(i, self.stages)
+
+        @pl.when(i >= self.stages)
+        def _wait_until_empty():
+            plgpu.barrier_wait(scratch["empty"].at[slot])
+
+        if self.ahead < self.stages:
+
+            @pl.when(i >= self.ahead)
+            def _wait_for_an_earlier_one():
+                plgpu.barrier_wait(scratch["full"].at[lax.rem(i - self.ahead, self.stages)])
+
+        return slot
 
     def _multiply(self, group: Array, x_gmem, scratch) -> Array:
         groups = self.share.groups

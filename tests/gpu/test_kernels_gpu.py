@@ -176,7 +176,9 @@ def test_fused_nvfp4_by_warps(record_property, m, tiles, groups, early, staged):
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("changes", [dict(), dict(staged=True), dict(staged=True, cluster=2)], ids=str)
+@pytest.mark.parametrize(
+    "changes", [dict(), dict(staged=True), dict(ahead=1), dict(staged=True, cluster=2, ahead=1)], ids=str
+)
 def test_fused_nvfp4_in_a_row(changes):
     """Begun early, each product reads what the one before wrote."""
     k = 1280

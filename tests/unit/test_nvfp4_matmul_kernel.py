@@ -260,6 +260,7 @@ def good(**changes):
         (dict(config=FusedConfig(stages=6, tiles=7, staged=True)), "bytes of shared memory"),
         (dict(config=FusedConfig(cluster=2, tiles=7, staged=True)), "config.cluster = 2"),
         (dict(config=FusedConfig(cluster=2, tiles=7)), "cluster 1 unless staged"),
+        (dict(config=FusedConfig(ahead=-1, tiles=7)), "config.ahead = -1"),
         (dict(x=jnp.ones((33, 256), jnp.bfloat16), config=FusedConfig(tiles=7)), "config.tiles = 7 for 33 tokens"),
     ],
 )
