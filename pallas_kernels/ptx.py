@@ -220,6 +220,19 @@ def across_lanes(
     return x
 
 
+def wait_for_warpgroup() -> None:
+    """All four warps are here, and what they read they have. Called as a step of a kernel, not in the middle of PTX.
+
+    Of a cluster's barrier a warpgroup's first threads arrive for all of it, whatever its other warps still do.
+    """
+
+    @plgpu.inline_mgpu(arg_types=())
+    def run(_):
+        utils.warpgroup_barrier()
+
+    run()
+
+
 # Where a thread is, and memory.
 
 

@@ -19,6 +19,7 @@ from pallas_kernels.nvfp4_matmul.config import (
     WARP_TOKENS,
     case_name,
     choose_config,
+    eights,
     warp_bytes,
 )
 
@@ -189,7 +190,31 @@ def table_key(case: Case) -> tuple[Any, str]:
 
 def candidates(case: Case) -> list[FusedConfig]:
     """Products of single warps where there are few tokens, likeliest first; then those of warpgroups."""
-    return (_of_warps(case) if case.m <= WARP_TOKENS else []) + _of_warpgroups(case)
+    return (_staged(case) + _of_warps(case) if case.m <= WARP_TOKENS else []) + _of_warpgroups(case)
+
+
+def _staged(case: Case) -> list[FusedConfig]:
+    """Tokens by the stages, shared by more CTAs or fewer, as many stages as fit or fewer, all under way or two."""
+    rule = choose_config(case.m, case.k, case.n, "any other")
+    # The sums of more than sixteen tokens are too many registers for two groups.
+    groups = (2, 1) if case.m <= 16 else (1,)
+    clusters = [c for c in (2, 1, 4) if eights(case.m) % c == 0]
+    fits = lambda config: warp_bytes(case.m, config) <= SHARED_MEMORY
+    found = []
+    for group in groups:
+        plans = [dataclasses.replace(rule, groups=group, stages=s, staged=True) for s in range(group, 11, group)]
+        most = [plan for plan in plans if fits(plan)][-1]
+        for cluster in clusters:
+            plan = dataclasses.replace(most, cluster=cluster)
+            changes = (
+                dict(),
+                dict(ahead=2),
+                dict(early=True),
+                dict(early=True, ahead=2),
+                dict(stages=max(plan.stages - group, group)),
+            )
+            found += [dataclasses.replace(plan, **change) for change in changes]
+    return list(dict.fromkeys(found))
 
 
 def _of_warps(case: Case) -> list[FusedConfig]:
@@ -197,7 +222,7 @@ def _of_warps(case: Case) -> list[FusedConfig]:
     rule = choose_config(case.m, case.k, case.n, "any other")
     change = functools.partial(dataclasses.replace, rule)
     stages = range(2, -(-case.k // SPAN) + 1, 2)
-    found = [rule, change(early=True)]
+    found = [rule, change(early=True), change(ahead=2)]
     for groups in (2, 1):
         fitting = [c for s in stages if warp_bytes(case.m, c := change(groups=groups, stages=s)) <= SHARED_MEMORY]
         for config in fitting[:-3:-1]:
@@ -208,20 +233,20 @@ def _of_warps(case: Case) -> list[FusedConfig]:
 
 
 def _of_warpgroups(case: Case) -> list[FusedConfig]:
-    """Four decoding warpgroups for few tokens; finished inside, with and without sharing the tokens; then parts."""
+    """Four decoding warpgroups; finished inside, with and without sharing the tokens; then parts."""
     chunks, tiles, tokens = case.k // 256, case.n // 128, -(-case.m // 8) * 8
-    slot, most = 128 * 128 + 128 * 16 + tokens * 512, 220_000
-    clusters = [c for c in (1, 2, 4) if c == 1 or (tiles % c == 0 and tokens % (8 * c) == 0)]
+    clusters = [c for c in (1, 2, 4) if tiles % c == 0 and tokens % (8 * c) == 0]
     halves = [part for part in (1, 2, 3) if chunks % part == 0 and (part == 1 or part * tiles <= 132)]
-    found = (
-        [FusedConfig(part, stages, 1, part == 1, 2) for part in halves for stages in (6, 8, 4)] if tokens <= 16 else []
-    )
+    changes = dict(), dict(early=True), dict(ahead=2), dict(stages=6), dict(stages=2)
+    paired = [FusedConfig(1, 4, cluster, True, 2) for cluster in clusters if tokens > 16]
+    found = [dataclasses.replace(plan, **change) for change in changes for plan in paired]
+    found += [FusedConfig(part, stages, 1, part == 1, 2) for part in halves for stages in (6, 8, 4) if tokens <= 16]
     found = [c for c in found if min(c.stages, chunks // c.parts) % 2 == 0]
     found += [FusedConfig(1, stages, cluster, True) for cluster in clusters for stages in (3, 4, 6)]
     parts = [parts for parts in (1, 2, 3, 4, 5, 6, 8, 10) if chunks % parts == 0 and parts * tiles <= 264]
     found += [FusedConfig(part, stages) for part in parts for stages in (3, 4)]
-    fits = lambda c: c.stages * slot + 128 * tokens * ((2 if c.inside else 4) + 4 * (c.groups - 1)) <= most
-    return [config for config in found if fits(config)]
+    slot = 128 * 128 + 128 * 16 + tokens * 512
+    return [config for config in found if config.stages * slot <= SHARED_MEMORY - 4096]
 
 
 def timed(case: Case, config: FusedConfig) -> float:

@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from pallas_kernels import checks
 from pallas_kernels.mosaic import device_facts, in_eights
-from pallas_kernels.nvfp4_matmul import kernel_sm90, warps_sm90
+from pallas_kernels.nvfp4_matmul import kernel_sm90, staged_sm90, warps_sm90
 from pallas_kernels.nvfp4_matmul.checks import check_weight
 from pallas_kernels.nvfp4_matmul.config import (
     CHUNK,
@@ -19,6 +19,7 @@ from pallas_kernels.nvfp4_matmul.config import (
     WARP_TOKENS,
     FusedConfig,
     choose_config,
+    eights,
     warp_bytes,
 )
 from pallas_kernels.nvfp4_matmul.emulation import SCALE_BACK, emulate, emulate_warps
@@ -84,7 +85,8 @@ def _run_warps(x, packed, block_scale, tensor_scale, bias, out_dtype, config) ->
     if out_dtype not in (jnp.bfloat16, jnp.float32):
         return _run_warps(x, packed, block_scale, tensor_scale, bias, jnp.float32, config).astype(out_dtype)
     vectors = [jnp.atleast_1d(tensor_scale)] + ([] if bias is None else [bias])
-    run, emulated = (functools.partial(f, out_dtype=out_dtype, config=config) for f in (warps_sm90.run, _emulate_warps))
+    kernel = staged_sm90 if config.staged else warps_sm90
+    run, emulated = (functools.partial(f, out_dtype=out_dtype, config=config) for f in (kernel.run, _emulate_warps))
     return lax.platform_dependent(x, packed, block_scale, *vectors, cuda=run, default=emulated)
 
 
@@ -98,15 +100,20 @@ def _emulate_inside(x, packed, block_scale, factor, bias) -> Array:
 
 
 def _check_config(config: FusedConfig, m: int, k: int, n: int) -> None:
+    if config.ahead < 0:
+        raise ValueError(f"nvfp4_matmul: config.ahead = {config.ahead}, expected 0 or more")
     _check_tiles(config, m) if config.tiles else _check_parts(config, m, k, n)
 
 
 def _check_tiles(config: FusedConfig, m: int) -> None:
     op = "nvfp4_matmul"
-    if m > WARP_TOKENS or config.parts > 1 or config.cluster > 1:
+    if m > WARP_TOKENS or config.parts > 1 or (config.cluster > 1 and not config.staged):
         raise ValueError(
-            f"{op}: config.tiles = {config.tiles} for {m} tokens: needs at most {WARP_TOKENS}, parts and cluster 1"
+            f"{op}: config.tiles = {config.tiles} for {m} tokens: needs at most {WARP_TOKENS}, parts 1, and cluster 1 "
+            "unless staged"
         )
+    if eights(m) % config.cluster:
+        raise ValueError(f"{op}: config.cluster = {config.cluster} does not divide {eights(m)} times eight tokens")
     if config.groups not in (1, 2) or config.stages % config.groups:
         raise ValueError(f"{op}: config.groups = {config.groups}, expected 1, or 2 with even stages")
     if (size := warp_bytes(m, config)) > SHARED_MEMORY:
@@ -118,10 +125,8 @@ def _check_parts(config: FusedConfig, m: int, k: int, n: int) -> None:
     if k // CHUNK % config.parts or (config.inside and config.parts > 1):
         parts = "1 with inside" if config.inside else f"a divisor of k / {CHUNK} = {k // CHUNK}"
         raise ValueError(f"{op}: config.parts = {config.parts}, expected {parts}")
-    if config.groups > 1 and (
-        config.groups > 2 or config.cluster > 1 or min(config.stages, k // CHUNK // config.parts) % 2
-    ):
-        raise ValueError(f"{op}: config.groups = {config.groups}, expected 1, or 2 with even stages and no cluster")
+    if config.groups > 1 and (config.groups > 2 or min(config.stages, k // CHUNK // config.parts) % 2):
+        raise ValueError(f"{op}: config.groups = {config.groups}, expected 1, or 2 with even stages")
     if n // ROWS % config.cluster or (config.cluster > 1 and m % (8 * config.cluster)):
         raise ValueError(f"{op}: config.cluster = {config.cluster} divides neither n / {ROWS} nor the tokens by eights")
 

@@ -9,8 +9,8 @@ from pallas_kernels.tables import lookup
 TABLE = Path(__file__).with_name("tuned.json")
 
 CHUNK = 256  # of K at a time: 128 bytes of codes
-# Beyond it a stage of tokens and a tile of results, 128 channels in f32, do not both fit in shared memory. Nor is there
-# anything to win: the tensor cores, not the memory, set the pace, and an expanded weight serves as well.
+# Beyond it there is nothing to win: the tensor cores, not the memory, set the pace, and an expanded weight serves as
+# well. Nor do two stages of tokens fit in shared memory.
 MOST_TOKENS = 208
 
 
@@ -31,7 +31,9 @@ class FusedConfig:
     groups: int = 1  # of decoding warpgroups in a CTA, which take chunks in turn; two need an even number of stages
     # Of sixteen rows a CTA, by products of single warps; always finished inside. Parts and cluster are 1.
     tiles: int = 0
-    early: bool = False  # with tiles: start while the kernel before it ends, and let the next one do so
+    early: bool = False  # start while the kernel before it ends, and let the next one do so
+    ahead: int = 0  # so many stages are under way at most; 0 for all there are
+    staged: bool = False  # with tiles, `staged_sm90`: tokens come through shared memory too, cluster is allowed
 
 
 def choose_config(m: int, k: int, n: int, kind: str) -> FusedConfig:
@@ -43,10 +45,16 @@ def case_name(m: int, k: int, n: int) -> str:
     return f"m{(m - 1).bit_length()} k{k} n{n}"
 
 
+def eights(m: int) -> int:
+    """Of tokens: as many as a product of warps takes."""
+    return ceil_div(m, 8)
+
+
 def warp_bytes(m: int, config: FusedConfig) -> int:
     """Shared memory of a CTA with tiles: stages of codes and scales, and the sums of every warp."""
-    rows = 16 * config.tiles
-    return config.stages * rows * SPAN * 9 // 16 + config.groups * 8 * 4 * (rows + 4) * 8 * ceil_div(m, 8)
+    rows, tokens = 16 * config.tiles, 8 * eights(m)
+    stages, sums = config.stages * rows * SPAN * 9 // 16, config.groups * 8 * 4 * (rows + 4) * tokens
+    return max(stages + config.stages * tokens * SPAN * 2, sums) if config.staged else stages + sums
 
 
 def _by_rule(m: int, k: int, n: int) -> FusedConfig:

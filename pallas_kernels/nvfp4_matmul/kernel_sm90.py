@@ -7,7 +7,8 @@ bias, rounding and the transpose to (tokens, rows). CTAs of a cluster work on ne
 multicast: at 64 tokens these are more bytes from the second-level cache than the weight is from memory.
 
 One CTA fills an SM. Two decoding warpgroups are two warps a scheduler, which wait for every product they make; with
-`groups` = 2 it is four, in half the registers, and the two halves of K are added up at the end.
+`groups` = 2 it is four, in half the registers, and the two halves of K are added up at the end. What is added up, and
+the result on its way out, take the place of the stages: so four of these fit at 64 tokens.
 
 Nothing moves between threads, because any order of K will do if both operands share it. A thread of a wgmma operand
 holds, of each 64 columns, four pairs of a row; here these are the 16 codes of one block. `interleave` puts the columns
@@ -16,28 +17,22 @@ of x into that order.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.experimental import pallas as pl
-from jax.experimental.mosaic.gpu import fragmented_array as fa
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, llvm, vector
 
+from pallas_kernels import ptx
 from pallas_kernels.mosaic import launch_grid, load, swizzled
 from pallas_kernels.nvfp4_matmul.config import CHUNK, FusedConfig
-from pallas_kernels.nvfp4_matmul.decode_sm90 import pairs
-from pallas_kernels.nvfp4_matmul.emulation import interleave, scale_bits
+from pallas_kernels.nvfp4_matmul.emulation import interleave
+from pallas_kernels.nvfp4_matmul.operands_sm90 import BLOCKS, ROWS, STEP, WORDS, decode
 
 DECODERS = 2
-ROWS = 64  # of the weight, per decoding warpgroup
-WORDS = CHUNK // 8
-BLOCKS = CHUNK // 16
-STEP = 64  # of K, per register operand
 BY_ROW = plgpu.Layout.WGMMA.reduce(1)
 
 
@@ -90,38 +85,57 @@ class Kernel:
         """Of K, per part."""
         return self.k // CHUNK // self.config.parts
 
+    @property
+    def _at_once(self) -> int:
+        """Steps whose operands are held: with little room, two of the four in a chunk, beside many tokens' sums."""
+        return 2 if self.config.groups > 1 and self.m > 40 else CHUNK // STEP
+
     def __call__(self, x_gmem, words_gmem, scales_gmem, *rest) -> None:
         *vectors_gmem, out_gmem = rest
         stages, rows, config = min(self.config.stages, self.chunks), DECODERS * ROWS, self.config
-        if config.inside:
-            turned = (DECODERS, self.m, ROWS)
-            extra = dict(
-                out_smem=plgpu.SMEM(turned, jnp.bfloat16, transforms=swizzled(ROWS, jnp.bfloat16)),
-                vectors_smem=plgpu.SMEM((2, rows), jnp.float32),
-                vectors_full=plgpu.Barrier(num_arrivals=2),
-            )
-        else:
-            extra = dict(out_smem=plgpu.SMEM((DECODERS, ROWS, self.m), jnp.float32))
+        # What is summed up takes the place of the stages.
+        after = {"out_smem": self._out_smem()}
         if config.groups > 1:
-            extra["partial_smem"] = plgpu.SMEM((DECODERS, ROWS, self.m), jnp.float32)
+            after["partial_smem"] = plgpu.SMEM((DECODERS, ROWS, self.m), jnp.float32)
+        extra = {}
+        if config.inside:
+            extra["vectors_smem"] = plgpu.SMEM((2, rows), jnp.float32)
+            extra["vectors_full"] = plgpu.Barrier(num_arrivals=2)
+        if config.groups > 1:
             extra["partial_full"] = plgpu.Barrier(num_barriers=DECODERS)
+        staged = {
+            "x_smem": plgpu.SMEM((stages, self.m, CHUNK), jnp.bfloat16, transforms=swizzled(STEP, jnp.bfloat16)),
+            "words_smem": plgpu.SMEM((stages, rows, WORDS), jnp.int32, transforms=swizzled(WORDS, jnp.int32)),
+            "scales_smem": plgpu.SMEM((stages, rows, BLOCKS), jnp.int8),
+        }
         empty = dict(num_arrivals=DECODERS, num_barriers=stages)
+        names = tuple(staged), tuple(after)
         pl.run_scoped(
-            functools.partial(self._roles, (x_gmem, words_gmem, scales_gmem, vectors_gmem), out_gmem),
-            x_smem=plgpu.SMEM((stages, self.m, CHUNK), jnp.bfloat16, transforms=swizzled(STEP, jnp.bfloat16)),
-            words_smem=plgpu.SMEM((stages, rows, WORDS), jnp.int32, transforms=swizzled(WORDS, jnp.int32)),
-            scales_smem=plgpu.SMEM((stages, rows, BLOCKS), jnp.int8),
+            functools.partial(self._roles, (x_gmem, words_gmem, scales_gmem, vectors_gmem), out_gmem, names),
+            memory=plgpu.RefUnion(list(staged.values()), list(after.values())),
             full=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
             empty=plgpu.ClusterBarrier(collective_axes=("cluster",), **empty)
             if config.cluster > 1
             else plgpu.Barrier(**empty),
+            multiplied=plgpu.Barrier(num_arrivals=DECODERS * config.groups),
             **extra,
             collective_axes="wg",
         )
 
-    def _roles(self, inputs, out_gmem, **scratch) -> None:
+    def _out_smem(self) -> Any:
+        if not self.config.inside:
+            return plgpu.SMEM((DECODERS, ROWS, self.m), jnp.float32)
+        return plgpu.SMEM((DECODERS, self.m, ROWS), jnp.bfloat16, transforms=swizzled(ROWS, jnp.bfloat16))
+
+    def _roles(self, inputs, out_gmem, names, memory, **scratch) -> None:
+        for group, refs in zip(names, memory, strict=True):
+            scratch |= zip(group, refs if isinstance(refs, Sequence) else [refs], strict=True)
         wg, decoders = lax.axis_index("wg"), DECODERS * self.config.groups
         for_loading, for_decoding = (40, 232) if self.config.groups == 1 else (24, 112)
+        if self.config.early:
+            plgpu.griddepcontrol_launch_dependents()
+            pl.when(wg == decoders)(functools.partial(self._prefetch, *inputs[1:3]))
+            plgpu.griddepcontrol_wait()
 
         @pl.when(wg == decoders)
         def _load():
@@ -137,10 +151,19 @@ class Kernel:
         tile = lax.axis_index("rows")
         return tile if self.config.cluster == 1 else tile * self.config.cluster + lax.axis_index("cluster")
 
+    def _rows(self) -> Any:
+        return pl.ds(self._row_tile() * DECODERS * ROWS, DECODERS * ROWS)
+
+    def _prefetch(self, words_gmem, scales_gmem) -> None:
+        """The first weights to the second-level cache. Should the kernel before still write them, that is no harm."""
+        first = lax.axis_index("part") * self.chunks
+        for i in range(min(self.config.stages, self.chunks)):
+            plgpu.async_prefetch(words_gmem.at[self._rows(), pl.ds((first + i) * WORDS, WORDS)])
+            plgpu.async_prefetch(scales_gmem.at[self._rows(), pl.ds((first + i) * BLOCKS, BLOCKS)])
+
     def _load(self, inputs, scratch) -> None:
         x_gmem, words_gmem, scales_gmem, vectors_gmem = inputs
-        stages = scratch["x_smem"].shape[0]
-        rows = pl.ds(self._row_tile() * DECODERS * ROWS, DECODERS * ROWS)
+        stages, rows = scratch["x_smem"].shape[0], self._rows()
         first = lax.axis_index("part") * self.chunks
         shared = {"collective_axes": "cluster"} if self.config.cluster > 1 else {}
 
@@ -153,10 +176,16 @@ class Kernel:
             def _wait_until_empty():
                 plgpu.barrier_wait(scratch["empty"].at[slot])
 
+            if 0 < self.config.ahead < stages:
+
+                @pl.when(i >= self.config.ahead)
+                def _wait_for_an_earlier_one():
+                    plgpu.barrier_wait(scratch["full"].at[lax.rem(i - self.config.ahead, stages)])
+
             columns = lambda size: pl.ds((first + i) * size, size)
+            plgpu.copy_gmem_to_smem(x_gmem.at[:, columns(CHUNK)], scratch["x_smem"].at[slot], full, **shared)
             plgpu.copy_gmem_to_smem(words_gmem.at[rows, columns(WORDS)], scratch["words_smem"].at[slot], full)
             plgpu.copy_gmem_to_smem(scales_gmem.at[rows, columns(BLOCKS)], scratch["scales_smem"].at[slot], full)
-            plgpu.copy_gmem_to_smem(x_gmem.at[:, columns(CHUNK)], scratch["x_smem"].at[slot], full, **shared)
 
         for index, vector_gmem in enumerate(vectors_gmem):
             target = scratch["vectors_smem"].at[index]
@@ -183,13 +212,18 @@ class Kernel:
                 for step, weights in enumerate(steps):
                     x = scratch["x_smem"].at[slot, :, pl.ds(step * STEP, STEP)]
                     plgpu.wgmma(acc, weights, x.T)
-                # Operand registers must stay as they are until the products are done; the other warpgroup fills in.
-                plgpu.wgmma_wait(0)
+                    if (step + 1) % self._at_once == 0:
+                        # Operand registers must stay until the products are done; the other warpgroups fill in.
+                        plgpu.wgmma_wait(0)
+                if self.config.cluster > 1:
+                    ptx.wait_for_warpgroup()
                 plgpu.barrier_arrive(scratch["empty"].at[slot])
 
             return acc[...]
 
         total = pl.run_scoped(accumulate, plgpu.ACC((ROWS, self.m), jnp.float32))
+        plgpu.barrier_arrive(scratch["multiplied"])
+        plgpu.barrier_wait(scratch["multiplied"])
         if groups == 1:
             self._finish(wg, mine, total, out_gmem, scratch)
             return
@@ -225,40 +259,3 @@ class Kernel:
             lax.broadcast_in_dim(load(scratch["vectors_smem"].at[i, mine], BY_ROW), total.shape, (0,)) for i in (0, 1)
         )
         return (total * factor + bias).astype(jnp.bfloat16)
-
-
-def decode(words: Array, scales: Array) -> list[Array]:
-    """Words s32 (64, 32) and scales (64, 16) to four operands bf16 (64, 64), in the order of `interleave`.
-
-    Pairs are multiplied by their block's scale and get the names a wgmma operand wants. No data moves.
-    """
-    operand = plgpu.ShapeDtypeStruct((ROWS, STEP), jnp.bfloat16, layout=plgpu.Layout.WGMMA)
-
-    @plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA_8BIT, plgpu.Layout.WGMMA), return_type=[operand] * (CHUNK // STEP))
-    def inner(ctx, words, scales):
-        # Words: per 16, per half of the rows, a 4-vector: words 0 and 1 of two blocks. Scales: 2-vectors.
-        words = words.registers.reshape(WORDS // 16, 2)
-        factors = scales.registers.reshape(BLOCKS // 8, 2)
-        steps = []
-        for half, low in np.ndindex(2, 2):
-            registers = np.empty((STEP // 8, 2), dtype=object)
-            for rows in range(2):
-                factor = _as_pair(_element(factors[half, rows], low))
-                for word in range(2):
-                    for i, pair in enumerate(pairs(_element(words[half, rows], 2 * low + word))):
-                        registers[4 * word + i, rows] = arith.mulf(_as_pair(pair), factor)
-            shape = fa.WGMMA_LAYOUT.registers_shape((ROWS, STEP))
-            steps.append(
-                fa.FragmentedArray(_registers=registers.reshape(shape), _layout=fa.WGMMA_LAYOUT, _is_signed=None)
-            )
-        return steps
-
-    return inner(words, scale_bits(scales) * 0x10001)
-
-
-def _element(v: ir.Value, index: int) -> ir.Value:
-    return vector.extract(v, dynamic_position=[], static_position=ir.DenseI64ArrayAttr.get([index]))
-
-
-def _as_pair(word: ir.Value) -> ir.Value:
-    return llvm.bitcast(ir.VectorType.get((2,), ir.BF16Type.get()), word)

@@ -12,7 +12,7 @@ lanes that load at once meet in a bank.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jaxlib.mlir import ir
@@ -118,14 +118,28 @@ class Lane:
                 found += ptx.load_sixteen("ld.global.nc", ("l", start), offset, here)
         return found
 
-    def weights(self, words: Value, scales: Value) -> list[list[Value]]:
+    def staged_tokens(self, x: Value) -> list[Value]:
+        """The same from shared memory: of each eight tokens a tile for each warp, swizzled as words are.
+
+        Eight lanes that load sixteen bytes at once have two tokens, whose places are even and odd, or the reverse.
+        """
+        text = "{{ .reg .b32 t; shl.b32 t, {i[0]}, 1; xor.b32 t, t, {i[1]}; mad.lo.u32 {o[0]}, t, 16, 0; }}"
+        even = _mad(self.g, 128, _int(text, self.c, self.g))  # of its sixteen columns, the first half
+        odd = _int("xor.b32 {o[0]}, {i[0]}, 16;", even)
+        start = _mad(self.slice, TILE, ptx.shared_address(x))
+        addresses = [_int("add.u32 {o[0]}, {i[0]}, {i[1]};", start, half) for half in (even, odd)]
+        found = []
+        for eight in range(self.share.eights):
+            for address in addresses:
+                found += ptx.load_words(address, SLICES * TILE * eight, 4)
+        return found
+
+    def weights(self, words: Value, scales: Value) -> Iterator[list[Value]]:
         """By sixteen rows, sixteen pairs: those of a row and of the row eight further take turns."""
         word_address, scale_address = self._word_address(words), self._scale_address(scales)
-        found = []
         for tile in range(self.share.tiles):
             rows = [self._block(word_address, scale_address, 2 * tile + half) for half in range(2)]
-            found.append([pair for both in zip(*rows, strict=True) for pair in both])
-        return found
+            yield [pair for both in zip(*rows, strict=True) for pair in both]
 
     def _block(self, word_address: Value, scale_address: Value, eight: int) -> list[Value]:
         scale = factor(ptx.load_byte(scale_address, 8 * BLOCKS * eight))
@@ -198,7 +212,7 @@ class Lane:
         return total
 
 
-def multiply(sums: list[Value], weights: list[list[Value]], tokens: list[Value]) -> list[Value]:
+def multiply(sums: list[Value], weights: Iterable[list[Value]], tokens: list[Value]) -> list[Value]:
     """Sums by sixteen rows, eight tokens, row and token."""
     right = [pair for i in range(0, len(tokens), 4) for pair in token_pairs(tokens[i : i + 4])]
     found = []

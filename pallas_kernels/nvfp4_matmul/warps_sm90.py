@@ -52,12 +52,19 @@ def run(
     """x bf16 (m, k) times the weight, (m, n). vectors: tensor scale f32 (1,) or (n,), and bias f32 (n,) if any."""
     (m, k), n = x.shape, packed.shape[0]
     share = Share(m, k, n, config.tiles, config.groups)
-    words = lax.bitcast_convert_type(packed.reshape(n, k // 8, 4), jnp.int32)
+    kernel = Kernel(share, config.stages, config.early, config.ahead or config.stages)
+    return launch(kernel, x, packed, block_scale, *vectors, out_dtype=out_dtype, interpret=interpret)
+
+
+def launch(kernel, x, packed, block_scale, *vectors, out_dtype: Any, cluster: int = 1, interpret: Any = None) -> Array:
+    share = kernel.share
+    words = lax.bitcast_convert_type(packed.reshape(share.n, share.k // 8, 4), jnp.int32)
     call = launch_grid(
-        Kernel(share, config.stages, config.early),
-        jax.ShapeDtypeStruct((m, n), out_dtype),
-        grid={"rows": ceil_div(n, share.rows)},
-        warpgroups=WARPGROUPS * config.groups + 1,
+        kernel,
+        jax.ShapeDtypeStruct((share.m, share.n), out_dtype),
+        grid={"rows": ceil_div(share.n, share.rows * cluster)},
+        warpgroups=share.threads // WARPGROUP + 1,
+        cluster=cluster,
         interpret=interpret,
     )
     return call(x, words, lax.bitcast_convert_type(block_scale, jnp.int8), *vectors)
@@ -68,6 +75,7 @@ class Kernel:
     share: Share
     stages: int
     early: bool
+    ahead: int  # stages that are asked for and not yet here, at most
 
     def __call__(self, x_gmem, words_gmem, scales_gmem, *rest) -> None:
         *vectors_gmem, out_gmem = rest
@@ -102,19 +110,30 @@ class Kernel:
             self._finish(sums, vectors_gmem, out_gmem, scratch)
 
     def _load(self, weights_gmem, scratch) -> None:
-        rows = pl.ds(lax.axis_index("rows") * self.share.rows, self.share.rows)
+        rows = pl.ds(self._tile() * self.share.rows, self.share.rows)
 
         @pl.loop(0, self.share.spans)
         def _span(i):
-            slot = lax.rem(i, self.stages)
-
-            @pl.when(i >= self.stages)
-            def _wait_until_empty():
-                plgpu.barrier_wait(scratch["empty"].at[slot])
-
+            slot = self._slot_to_fill(i, scratch)
             for gmem, name, size in zip(weights_gmem, ("words_smem", "scales_smem"), (WORDS, BLOCKS), strict=True):
                 source = gmem.at[rows, pl.ds(i * size, size)]
                 plgpu.copy_gmem_to_smem(source, scratch[name].at[slot], scratch["full"].at[slot])
+
+    def _slot_to_fill(self, i: Array, scratch) -> Array:
+        """Once it is empty, and not too much is under way: what comes first would come later."""
+        slot = lax.rem(i, self.stages)
+
+        @pl.when(i >= self.stages)
+        def _wait_until_empty():
+            plgpu.barrier_wait(scratch["empty"].at[slot])
+
+        if self.ahead < self.stages:
+
+            @pl.when(i >= self.ahead)
+            def _wait_for_an_earlier_one():
+                plgpu.barrier_wait(scratch["full"].at[lax.rem(i - self.ahead, self.stages)])
+
+        return slot
 
     def _multiply(self, group: Array, x_gmem, scratch) -> Array:
         groups = self.share.groups
@@ -181,6 +200,9 @@ class Kernel:
 
         run(sums, memory)
 
+    def _tile(self) -> Array:
+        return lax.axis_index("rows")
+
     def _vectors(self, vectors_gmem) -> Array:
         refs, kind = [ptx.REF] * len(vectors_gmem), ptx.bag(2 * len(vectors_gmem) * self.share.items, "f")
 
@@ -188,7 +210,7 @@ class Kernel:
         def run(_, tile, *vectors):
             return ptx.pack(Lane(self.share).vectors(ptx.unpack(tile)[0], vectors), "f")
 
-        return run(lax.axis_index("rows"), *vectors_gmem)
+        return run(self._tile(), *vectors_gmem)
 
     def _store(self, memory, vectors: Array, out_gmem) -> None:
         count = vectors.size // WARPGROUP
@@ -197,4 +219,4 @@ class Kernel:
         def run(_, tile, memory, vectors, out):
             Lane(self.share).finish(ptx.unpack(tile)[0], memory, ptx.unpack(vectors), out)
 
-        run(lax.axis_index("rows"), memory, vectors, out_gmem)
+        run(self._tile(), memory, vectors, out_gmem)

@@ -155,18 +155,20 @@ def test_fused_nvfp4_candidates(record_property, m):
     assert noted(record_property, max(errors.values())) < 2**-8, errors
 
 
+@pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("tiles", [1, 3, 7, 8])
 @pytest.mark.parametrize("m", [1, 5, 16])
-def test_fused_nvfp4_by_warps(record_property, m, tiles, groups, early):
+def test_fused_nvfp4_by_warps(record_property, m, tiles, groups, early, staged):
     """Rows that are no multiple of a CTA's, half a span at the end of K, a scale a row; twice, the first after NaN."""
     k, n = 1280, 128 * 9
     packed, scale = nvfp4_weights(nvfp4_matmul.Case("fused", m, k, n))
     keys = jax.random.split(jax.random.key(3), 3)
     x = jax.random.normal(keys[0], (m, k), jnp.bfloat16)
     scales, bias = jax.random.uniform(keys[1], (n,)), jax.random.normal(keys[2], (n,))
-    run = jax.jit(functools.partial(fused, config=FusedConfig(stages=2, groups=groups, tiles=tiles, early=early)))
+    config = FusedConfig(stages=2, groups=groups, tiles=tiles, early=early, staged=staged)
+    run = jax.jit(functools.partial(fused, config=config))
     leave_nan((m, n))
     first, second = (np.asarray(run(x, packed, scale, scales, bias=bias), np.float32) for _ in range(2))
     expected = np.asarray(x, np.float64) @ np.asarray(scaled_values(packed, scale), np.float64).T
@@ -174,14 +176,17 @@ def test_fused_nvfp4_by_warps(record_property, m, tiles, groups, early):
     np.testing.assert_array_equal(first, second)
 
 
-def test_fused_nvfp4_in_a_row():
+@pytest.mark.parametrize(
+    "changes", [dict(), dict(staged=True), dict(ahead=1), dict(staged=True, cluster=2, ahead=1)], ids=str
+)
+def test_fused_nvfp4_in_a_row(changes):
     """Begun early, each product reads what the one before wrote."""
     k = 1280
-    packed, scale = nvfp4_weights(nvfp4_matmul.Case("fused", 8, k, k))
-    x = jax.random.normal(jax.random.key(4), (8, k), jnp.bfloat16)
+    packed, scale = nvfp4_weights(nvfp4_matmul.Case("fused", 16, k, k))
+    x = jax.random.normal(jax.random.key(4), (16, k), jnp.bfloat16)
 
     def chain(x, early):
-        config = FusedConfig(stages=2, groups=2, tiles=1, early=early)
+        config = FusedConfig(stages=2, groups=2, tiles=1, early=early, **changes)
         for _ in range(8):
             x = fused(x, packed, scale, jnp.float32(0.01), config=config)
         return x

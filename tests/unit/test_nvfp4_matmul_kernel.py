@@ -146,7 +146,7 @@ def test_any_number_of_tokens_lowers_by_rule(m, out_dtype):
     assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("m", [8, 64])
+@pytest.mark.parametrize("m", [8, 64, 16, 32])
 def test_every_candidate_lowers(m):
     case, shape = benchmark.Case("fused", m, 5120, 13824), jax.ShapeDtypeStruct
     weight = shape((case.n, case.k // 2), jnp.uint8), shape((case.n, case.k // 16), jnp.float8_e4m3fn)
@@ -257,6 +257,10 @@ def good(**changes):
         (dict(config=FusedConfig(groups=2, tiles=7)), "config.groups = 2"),
         (dict(config=FusedConfig(parts=2, tiles=7)), "config.tiles = 7"),
         (dict(config=FusedConfig(stages=8, tiles=7)), "bytes of shared memory"),
+        (dict(config=FusedConfig(stages=6, tiles=7, staged=True)), "bytes of shared memory"),
+        (dict(config=FusedConfig(cluster=2, tiles=7, staged=True)), "config.cluster = 2"),
+        (dict(config=FusedConfig(cluster=2, tiles=7)), "cluster 1 unless staged"),
+        (dict(config=FusedConfig(ahead=-1, tiles=7)), "config.ahead = -1"),
         (dict(x=jnp.ones((33, 256), jnp.bfloat16), config=FusedConfig(tiles=7)), "config.tiles = 7 for 33 tokens"),
     ],
 )

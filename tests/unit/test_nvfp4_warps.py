@@ -33,6 +33,7 @@ def test_scales_are_those_of_the_emulation():
     np.testing.assert_array_equal(np.array(actual), np.asarray(scale_bits(jnp.asarray(scales))) * 0x10001)
 
 
+@pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize(
     ("share", "tile"),
     [
@@ -41,7 +42,7 @@ def test_scales_are_those_of_the_emulation():
     ],
     ids=str,
 )
-def test_a_cta_computes_its_rows(monkeypatch, rng, share, tile):
+def test_a_cta_computes_its_rows(monkeypatch, rng, share, tile, staged):
     x = jnp.asarray(rng.normal(size=(share.m, share.k)), jnp.bfloat16)
     packed = rng.integers(0, 256, (share.n, share.k // 2), dtype=np.uint8)
     scales = jnp.asarray(2.0 ** rng.uniform(-6, 8.7, (share.n, share.k // 16)), jnp.float8_e4m3fn)
@@ -51,7 +52,8 @@ def test_a_cta_computes_its_rows(monkeypatch, rng, share, tile):
     memory = np.full(SLICES * share.groups * share.plane, np.nan)
     for group in range(share.groups):
         for warp in range(SLICES * group, SLICES * (group + 1)):
-            _keep(monkeypatch, share, warp, _warp_sums(monkeypatch, share, tile, warp, x, packed, scales), memory)
+            sums = _warp_sums(monkeypatch, share, tile, warp, x, packed, scales, staged)
+            _keep(monkeypatch, share, warp, sums, memory)
     out = _finish(monkeypatch, share, tile, memory, factors, bias)
 
     rows = slice(tile * share.rows, min((tile + 1) * share.rows, share.n))
@@ -71,20 +73,40 @@ def test_lanes_that_load_at_once_do_not_meet_in_a_bank(monkeypatch, warp):
         assert len(set(half // 8 % 16)) == 16
 
 
-def _warp_sums(monkeypatch, share, tile, warp, x, packed, scales):
+@pytest.mark.parametrize("warp", range(SLICES))
+def test_lanes_that_load_tokens_at_once_do_not_meet_in_a_bank(monkeypatch, warp):
+    loads = []
+    for lane in range(32):
+        addresses = []
+        monkeypatch.setattr(ptx, "thread_in_cta", lambda lane=lane: 32 * warp + lane)
+        monkeypatch.setattr(ptx, "thread_column", lambda lane=lane: lane % 4)
+        monkeypatch.setattr(ptx, "load_words", lambda a, offset, n, to=addresses: to.append(a + offset) or [0] * n)
+        Lane(Share(16, 512, 16, 1, 1)).staged_tokens(0)
+        loads.append(addresses)
+    for eight_lanes in np.array(loads).reshape(4, 8, 4).transpose(0, 2, 1).reshape(16, 8):
+        assert len(set(eight_lanes // 16 % 8)) == 8
+
+
+def _warp_sums(monkeypatch, share, tile, warp, x, packed, scales, staged):
     """(sixteen rows, eight tokens, rows, tokens), from the operands of 32 lanes in every span of the warp's group."""
     total = 0.0
     rows = np.arange(tile * share.rows, (tile + 1) * share.rows)
     for span in range(warp // SLICES, share.spans, share.groups):
         words = _cut(packed, rows, span * SPAN // 2, SPAN // 2)
-        shared = ptx_integers.Memory([_swizzled(words.view(np.uint32)), _cut(_bytes(scales), rows, span * 32, 32)])
-        lanes = [_operands(monkeypatch, share, 32 * warp + lane, span, shared, _bytes(x)) for lane in range(32)]
+        tokens = _cut(_bytes(x).reshape(share.m, -1), np.arange(8 * share.eights), 2 * span * SPAN, 2 * SPAN)
+        stage = [_swizzled(words.view(np.uint32)), _cut(_bytes(scales), rows, span * 32, 32)]
+        shared = ptx_integers.Memory([*stage, _swizzled(tokens.view(np.uint32))])
+        source = None if staged else _bytes(x)
+        lanes = [_operands(monkeypatch, share, 32 * warp + lane, span, shared, source) for lane in range(32)]
         total = total + _products(np.array([left for left, _ in lanes]), np.array([right for _, right in lanes]))
     return total
 
 
 def _operands(monkeypatch, share, thread, span, shared, x):
-    """Of one lane: values of the left operand (tile, eight tokens, step, four, pair) and the right (…, two, pair)."""
+    """Of one lane: values of the left operand (tile, eight tokens, step, four, pair) and the right (…, two, pair).
+
+    Tokens are those of x, or without x those of the stage.
+    """
     calls = []
     monkeypatch.setattr(ptx, "thread_in_cta", lambda: thread)
     monkeypatch.setattr(ptx, "thread_column", lambda: thread % 4)
@@ -94,7 +116,7 @@ def _operands(monkeypatch, share, thread, span, shared, x):
     monkeypatch.setattr(ptx, "mma_bf16", lambda left, *rest: calls.append((left, rest[:2])) or rest[2])
     monkeypatch.setattr(lanes_sm90, "product", lambda pair, factor: tuple(_bf16(pair) * _bf16(factor)))
     lane = Lane(share)
-    tokens = lane.tokens(0, span)
+    tokens = lane.staged_tokens(int(shared.starts[2])) if x is None else lane.tokens(0, span)
     assert len(tokens) == share.held
     weights = lane.weights(0, int(shared.starts[1]))
     assert multiply(list(range(share.sums)), weights, tokens) == list(range(share.sums))
