@@ -8,9 +8,10 @@ from jaxtyping import Array, Float
 def layer_norm(
     x: Float[Array, "... d"],
     eps: float,
-    scale: Float[Array, " d"] | None = None,
-    bias: Float[Array, " d"] | None = None,
+    scale: Float[Array, "... d"] | None = None,
+    bias: Float[Array, "... d"] | None = None,
 ) -> Float[Array, "... d"]:
+    """Modulated with scale 1 + s and a shift as bias, (b, 1, d) to x (b, s, d)."""
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
     y = centred * lax.rsqrt((centred * centred).mean(-1, keepdims=True) + eps)

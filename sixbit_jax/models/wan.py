@@ -20,8 +20,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from sixbit_jax.attention import Before, attention
-from sixbit_jax.linear import linear, routed_linear
-from sixbit_jax.linear.nonlinearity import gelu_tanh, nonlinear
+from sixbit_jax.linear import Gelu, LayerNorm, linear, routed_linear
+from sixbit_jax.linear.before import applied, gelu_tanh
 from sixbit_jax.models.norms import layer_norm, modulate, rms_norm
 from sixbit_jax.models.rope import rope_table
 from sixbit_jax.models.wan_config import GROUPS, WanConfig
@@ -32,7 +32,7 @@ from sixbit_jax.shapes import Compute, Params, RunBlock, RunStack
 Attend: TypeAlias = Callable[..., Array]
 # (group, x, the linear's parameters) -> what to note of a linear group's input
 Observe: TypeAlias = Callable[[str, Array, Params], Any]
-Project: TypeAlias = Callable[..., Array]  # (group, x, its parameters, a nonlinearity that x goes through first)
+Project: TypeAlias = Callable[..., Array]  # (group, x, its parameters, what x goes through first)
 
 
 @jax.tree_util.register_dataclass
@@ -131,13 +131,13 @@ def forward(
         def compute(x: Array) -> tuple[Array, dict[str, Any]]:
             inputs = {}
 
-            def project(group: str, x: Array, p: Params, nonlinearity: str | None = None) -> Array:
-                run = functools.partial(routed_linear, nonlinearity=nonlinearity, measured=outlier_ratios)
+            def project(group: str, x: Array, p: Params, before: Gelu | LayerNorm | None = None) -> Array:
+                run = functools.partial(routed_linear, before=before, measured=outlier_ratios)
                 y = run(x, p["weight"], p["bias"], routes, index[GROUPS.index(group)])
                 if outlier_ratios:
                     y, inputs[group] = y
                 elif observe is not None:
-                    inputs[group] = observe(group, nonlinear(x, nonlinearity), p)
+                    inputs[group] = observe(group, applied(before, x), p)
                 return y
 
             y = block(p, config, x, per_block, (cos, sin), layer_context, tokens, project, attend_to)
@@ -182,7 +182,7 @@ def block(
 
     y = modulate(layer_norm(x, config.eps), ffn_shift, ffn_scale).astype(x.dtype)
     hidden = project("ffn_in", y, p["ffn_in"])
-    return _gated_add(x, project("ffn_out", hidden, p["ffn_out"], "gelu_tanh"), ffn_gate)
+    return _gated_add(x, project("ffn_out", hidden, p["ffn_out"], Gelu()), ffn_gate)
 
 
 def self_attention(
