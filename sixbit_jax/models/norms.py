@@ -23,9 +23,3 @@ def layer_norm(
 def rms_norm(x: Float[Array, "... d"], eps: float, scale: Float[Array, " d"]) -> Float[Array, "... d"]:
     x = x.astype(jnp.float32)
     return x * lax.rsqrt((x * x).mean(-1, keepdims=True) + eps) * jnp.broadcast_to(scale, x.shape)
-
-
-def modulate(
-    x: Float[Array, "b s d"], shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"]
-) -> Float[Array, "b s d"]:
-    return x * (1 + scale) + shift
