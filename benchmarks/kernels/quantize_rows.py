@@ -22,13 +22,15 @@ VARIANTS = {
     "rotated": {"rotate": True},
     "grouped": {"rotate": True, "grouped": True},
     "gelu": {"rotate": True, "activation": "gelu_tanh"},
-    "modulated": {"rotate": True, "norm": "layer", "affine": True},
+    "modulated": {"norm": "layer", "affine": True},
+    "modulated rotated": {"rotate": True, "norm": "layer", "affine": True},
     "nvfp4": {"rotate": True, "form": "nvfp4"},
+    "modulated nvfp4": {"norm": "layer", "affine": True, "form": "nvfp4"},
 }
 
 
 SEVERAL = 4  # arrays a program quantizes
-TUNED = tuple(VARIANTS)  # one for each entry of the table
+TUNED = tuple(variant for variant in VARIANTS if variant != "modulated rotated")  # one for each entry of the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +50,8 @@ def cases() -> list[Case]:
     found = []
     for m in (32760, 75600):
         for k in (1536, 5120, 8960, 13824):
-            last = "modulated" if k in (1536, 5120) else "gelu"
-            found += [Case(f"{m} x {k}", m, k, variant) for variant in ("plain", "rotated", "grouped", last, "nvfp4")]
+            last = ("modulated", "modulated rotated", "modulated nvfp4") if k in (1536, 5120) else ("gelu",)
+            found += [Case(f"{m} x {k}", m, k, variant) for variant in ("plain", "rotated", "grouped", "nvfp4", *last)]
     return found
 
 
@@ -306,6 +308,8 @@ _SHAPES = {
     "plain": _AS_THEY_COME,
     "rotated": _AS_THEY_COME,
     "modulated": _CHANGED,
+    "modulated rotated": _CHANGED,
+    "modulated nvfp4": _CHANGED,
     "grouped": _GROUPED,
     "gelu": _GELU,
     "nvfp4": _GROUPED,

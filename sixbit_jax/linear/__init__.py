@@ -1,11 +1,24 @@
 """y = x · Wᵀ + b under a named implementation, fixed or chosen while the program runs.
 
-x --activations: smooth, rotate, round--> codes and scales --+
-w: an array, a quantized tensor or a QuantizedWeight --------+--reference or xla--> y
+x --before: GELU, LayerNorm--activations: smooth, rotate, round--> codes and scales --+
+w: an array, a quantized tensor or a QuantizedWeight ---------------------------------+--reference or xla--> y
 """
 
 from sixbit_jax.linear.api import explain, implementations, linear, measured_linear, spec
+from sixbit_jax.linear.before import Before, Gelu, LayerNorm
 from sixbit_jax.linear.routed import routed_linear
 from sixbit_jax.linear.spec import LinearSpec, Weight
 
-__all__ = ["LinearSpec", "Weight", "explain", "implementations", "linear", "measured_linear", "routed_linear", "spec"]
+__all__ = [
+    "Before",
+    "Gelu",
+    "LayerNorm",
+    "LinearSpec",
+    "Weight",
+    "explain",
+    "implementations",
+    "linear",
+    "measured_linear",
+    "routed_linear",
+    "spec",
+]

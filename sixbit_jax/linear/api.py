@@ -17,16 +17,16 @@ from sixbit_jax.dispatch import Choice, Implementation, choose
 from sixbit_jax.errors import nearest
 from sixbit_jax.formats import QuantizedWeight, effective_weight
 from sixbit_jax.linear import pallas, reference, xla
+from sixbit_jax.linear.before import Before, applied, check_before, on_applied
 from sixbit_jax.linear.checks import check_operands
 from sixbit_jax.linear.magnitude import outlier_ratio
-from sixbit_jax.linear.nonlinearity import check_nonlinearity, nonlinear, on_nonlinear
 from sixbit_jax.linear.spec import ACTIVATIONS, LinearSpec, Weight, describe, wrap
 
 # In order of preference.
 _IMPLEMENTATIONS = {
     "pallas": Implementation(pallas.supports, pallas.run, pallas.measure),
-    "xla": Implementation(xla.supports, on_nonlinear(xla.run)),
-    "reference": Implementation(reference.supports, on_nonlinear(reference.run)),
+    "xla": Implementation(xla.supports, on_applied(xla.run)),
+    "reference": Implementation(reference.supports, on_applied(reference.run)),
 }
 
 
@@ -45,18 +45,18 @@ def linear(
     bias: Float[Array, " n"] | None = None,
     *,
     act: str | None = None,
-    nonlinearity: str | None = None,
+    before: Before | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "... n"]:
     """`x @ w.T + bias`, accumulated in f32 (or, codes by codes, in s32) and returned in `x.dtype`.
 
     `w (n, k)` is an array, a quantized tensor, or a `QuantizedWeight`, whose smoothing, rotation and branches apply.
     `act` is the format its activations are rounded to, "int8", "int4" or "nvfp4"; None leaves them as they come.
-    `nonlinearity`, "gelu_tanh", is applied to x first; a kernel that reads x to round it does both in one pass.
+    `before`, `Gelu()` or a `LayerNorm`, is applied to x first; a kernel that reads x to round it does both in one pass.
     `implementation` names one that must run or raise; None takes the fastest that supports the case (see `explain`).
 
-    A quantized product passes gradients straight through: to `x` as if nothing had been rounded, to `bias` exactly, to
-    the weight none.
+    A quantized product passes gradients straight through: to `x` and `before` as if nothing had been rounded, to `bias`
+    exactly, to the weight none.
 
     >>> import jax.numpy as jnp
     >>> linear(jnp.ones((2, 3)), jnp.ones((4, 3)), jnp.zeros(4)).shape
@@ -66,12 +66,12 @@ def linear(
     [16.0, 16.0, 16.0, 16.0]
     """
     check_operands(x, w, bias)
-    check_nonlinearity(nonlinearity)
+    check_before(before, x)
     w = wrap(w)
     choice = _choose(x, w, act, implementation)
     if isinstance(w, QuantizedWeight):
-        return _straight_through(choice.name, act, nonlinearity, x, w, bias)
-    return _IMPLEMENTATIONS[choice.name].run(x, w, bias, act, nonlinearity)
+        return _straight_through(choice.name, act, before, x, w, bias)
+    return _IMPLEMENTATIONS[choice.name].run(x, w, bias, act, before)
 
 
 def measured_linear(
@@ -80,7 +80,7 @@ def measured_linear(
     bias: Float[Array, " n"] | None = None,
     *,
     act: str | None = None,
-    nonlinearity: str | None = None,
+    before: Before | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "... n"], Float[Array, ""]]:
     """`linear`, and the outlier ratio of what it multiplies: the largest magnitude over the mean one. No gradients.
@@ -93,14 +93,14 @@ def measured_linear(
     ([[-2.0]], 1.5)
     """
     check_operands(x, w, bias)
-    check_nonlinearity(nonlinearity)
+    check_before(before, x)
     w = wrap(w)
     chosen = _IMPLEMENTATIONS[_choose(x, w, act, implementation).name]
     if chosen.measure is not None:
-        return chosen.measure(x, w, bias, act, nonlinearity)
-    if nonlinearity is not None:
+        return chosen.measure(x, w, bias, act, before)
+    if before is not None:
         # Measured and multiplied in two passes, and between them XLA would keep it in f32.
-        x = lax.optimization_barrier(nonlinear(x, nonlinearity))
+        x = lax.optimization_barrier(applied(before, x))
     return chosen.run(x, w, bias, act, None), outlier_ratio(x)
 
 
@@ -132,29 +132,28 @@ def _choose(x: Any, w: Any, act: str | None, implementation: str | None) -> Choi
     return choose("linear", _IMPLEMENTATIONS, describe(x, w, act), implementation)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _straight_through(
-    name: str, act: str | None, nonlinearity: str | None, x: Array, w: QuantizedWeight, bias: Array | None
+    name: str, act: str | None, before: Before | None, x: Array, w: QuantizedWeight, bias: Array | None
 ) -> Float[Array, "... n"]:
-    return _IMPLEMENTATIONS[name].run(x, w, bias, act, nonlinearity)
+    return _IMPLEMENTATIONS[name].run(x, w, bias, act, before)
 
 
 def _forward(
-    name: str, act: str | None, nonlinearity: str | None, x: Array, w: QuantizedWeight, bias: Array | None
+    name: str, act: str | None, before: Before | None, x: Array, w: QuantizedWeight, bias: Array | None
 ) -> tuple[Array, Any]:
-    return _straight_through(name, act, nonlinearity, x, w, bias), (x, w, bias)
+    return _straight_through(name, act, before, x, w, bias), (before, x, w, bias)
 
 
 def _backward(
-    name: str, act: str | None, nonlinearity: str | None, kept: Any, dy: Float[Array, "... n"]
-) -> tuple[Array, Any, Array | None]:
-    x, w, bias = kept
+    name: str, act: str | None, kept: Any, dy: Float[Array, "... n"]
+) -> tuple[Before | None, Array, Any, Array | None]:
+    before, x, w, bias = kept
     wide = dy.astype(jnp.float32)
     dx = jnp.einsum("...n,nk->...k", wide, effective_weight(w), precision=lax.Precision.HIGHEST).astype(x.dtype)
-    if nonlinearity is not None:
-        (dx,) = jax.vjp(lambda x: nonlinear(x, nonlinearity), x)[1](dx)
+    d_before, dx = jax.vjp(applied, before, x)[1](dx)
     db = None if bias is None else wide.reshape(-1, wide.shape[-1]).sum(0).astype(bias.dtype)
-    return dx, jax.tree.map(_no_gradient, w), db
+    return d_before, dx, jax.tree.map(_no_gradient, w), db
 
 
 def _no_gradient(leaf: Array) -> Any:

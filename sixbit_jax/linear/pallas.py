@@ -1,11 +1,15 @@
 """Our own kernels, on Hopper GPUs: INT8 activations × quantized weights, and NVFP4 weights under few tokens.
 
-    INT8 route    quantize_rows (GELU, smoothing, rotation, scales; one pass over x) -> int8_matmul (scales, bias, and
-                  a low-rank branch, in its epilogue); NVFP4 weights are expanded to INT8 just before
+    INT8 route    quantize_rows (LayerNorm, smoothing, GELU, rotation, scales; one pass over x) -> int8_matmul (scales,
+                  bias, and a low-rank branch, in its epilogue); NVFP4 weights are expanded to INT8 just before
     A16 route     nvfp4_matmul: weights decoded in registers, where reading them is the cost
 
 Smoothed activations are rounded to bf16 before they are rotated and rounded to INT8, where `xla` keeps f32 in between:
 a few per cent more error than INT8 alone has.
+
+What comes before a linear is f32 in that pass and rounded to bf16 before codes are made, as if it came by itself: codes
+differ where f32 sums do, which lets a value tip to its neighbour in bf16. A norm's variance is Σx² / k less the squared
+mean, from one look at x: a mean of ten deviations costs it seven of 24 bits. Measured is what is not rounded yet.
 
 The kernels are imported where they run: Mosaic GPU takes a second to import, and a CPU has no use for it.
 """
@@ -19,8 +23,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from sixbit_jax.formats import NVFP4Tensor, QuantizedTensor, QuantizedWeight, to_int8
+from sixbit_jax.linear.before import Before, Gelu, LayerNorm, applied
 from sixbit_jax.linear.magnitude import outlier_ratio, ratio
-from sixbit_jax.linear.nonlinearity import nonlinear
 from sixbit_jax.linear.spec import LinearSpec
 
 GROUP = 128  # columns that share a rotation, and may share an activation scale
@@ -79,9 +83,9 @@ def run(
     w: QuantizedWeight,
     bias: Float[Array, " n"] | None,
     act: str | None,
-    nonlinearity: str | None,
+    before: Before | None,
 ) -> Float[Array, "... n"]:
-    return _run(*_prepared(x, w, act, nonlinearity), w, bias, act)[0]
+    return _run(*_prepared(x, w, act, before), w, bias, act)[0]
 
 
 def measure(
@@ -89,32 +93,37 @@ def measure(
     w: QuantizedWeight,
     bias: Float[Array, " n"] | None,
     act: str | None,
-    nonlinearity: str | None,
+    before: Before | None,
 ) -> tuple[Float[Array, "... n"], Float[Array, ""]]:
-    x, nonlinearity = _prepared(x, w, act, nonlinearity)
-    y, rounded = _run(x, nonlinearity, w, bias, act)
+    x, before = _prepared(x, w, act, before)
+    y, rounded = _run(x, before, w, bias, act)
     if rounded is None or w.smooth is not None:  # the kernel sums what it rounds, and that is smoothed
-        return y, outlier_ratio(x)
+        return y, outlier_ratio(applied(before, x))
     return y, ratio(rounded.total, rounded.largest, x.size)
 
 
-def _prepared(x: Array, w: QuantizedWeight, act: str | None, nonlinearity: str | None) -> tuple[Array, str | None]:
-    """x, and the nonlinearity that is left to the quantizing kernel, if nothing else comes in between."""
-    if act is not None and w.smooth is None and w.low_rank is None:
-        return x, nonlinearity
-    return nonlinear(x, nonlinearity), None
+def _prepared(x: Array, w: QuantizedWeight, act: str | None, before: Before | None) -> tuple[Array, Before | None]:
+    """x, and what is left to the quantizing kernel to do to it first."""
+    if act is None or w.low_rank is not None or not _fits(before, w):
+        return applied(before, x), None
+    return x, before
 
 
-def _run(
-    x: Array, nonlinearity: str | None, w: QuantizedWeight, bias: Array | None, act: str | None
-) -> tuple[Array, Any]:
+def _fits(before: Before | None, w: QuantizedWeight) -> bool:
+    """The kernel has one factor a channel, behind the norm and in front of GELU, the same in all rows."""
+    if isinstance(before, LayerNorm):
+        return before.factor.size == before.offset.size == w.shape[-1]
+    return w.smooth is None
+
+
+def _run(x: Array, before: Before | None, w: QuantizedWeight, bias: Array | None, act: str | None) -> tuple[Array, Any]:
     """y, and x as it was quantized, if it was."""
     rows = x.reshape(-1, x.shape[-1])
     bias = None if bias is None else bias.astype(jnp.float32)
     if act is None:
         y, rounded = _run_few_tokens(rows, w.weight, bias), None
     else:
-        y, rounded = _run_integers(rows, nonlinearity, w, bias)
+        y, rounded = _run_integers(rows, before, w, bias)
     return y.reshape(*x.shape[:-1], y.shape[-1]), rounded
 
 
@@ -124,13 +133,13 @@ def _run_few_tokens(x: Array, t: NVFP4Tensor, bias: Array | None) -> Array:
     return nvfp4_matmul(x, t.packed, t.block_scale, t.tensor_scale, bias=bias, out_dtype=x.dtype)
 
 
-def _run_integers(x: Array, nonlinearity: str | None, w: QuantizedWeight, bias: Array | None) -> tuple[Array, Any]:
+def _run_integers(x: Array, before: Before | None, w: QuantizedWeight, bias: Array | None) -> tuple[Array, Any]:
     from pallas_kernels.int8_matmul import int8_matmul
     from pallas_kernels.quantize_rows import quantize_rows
 
     factor = None if w.smooth is None else 1.0 / w.smooth
     rotate = w.rotated is not None
-    rounded = quantize_rows(x, factor=factor, activation=nonlinearity, rotate=rotate, group=w.act_group)
+    rounded = quantize_rows(x, rotate=rotate, group=w.act_group, **_first(before, factor))
     # As in `xla`: expanded weights must not be computed out of the step loop, where they would all be kept.
     codes, stored = lax.optimization_barrier((rounded.codes, w.weight))
     weight, weight_scale = _as_int8(stored)
@@ -139,6 +148,21 @@ def _run_integers(x: Array, nonlinearity: str | None, w: QuantizedWeight, bias: 
         branch = {"gate": jnp.ones(w.shape[0]), "residual": _low_rank(x, factor, w)}
     y = int8_matmul(codes, weight, rounded.scale, weight_scale, bias=bias, out_dtype=x.dtype, **branch)
     return y, rounded
+
+
+def _first(before: Before | None, smoothing: Array | None) -> dict[str, Any]:
+    """What x goes through before it is rotated, in the kernel's words. From norm to smoothing nothing is rounded."""
+    if isinstance(before, Gelu):
+        return {"activation": "gelu_tanh"}
+    if before is None:
+        return {"factor": smoothing}
+    vectors = [vector.astype(jnp.float32).reshape(-1) for vector in (before.factor, before.offset)]
+    if smoothing is not None:
+        vectors = [vector * smoothing for vector in vectors]
+    # As arrays of their own: where a layer's part of a stack lies, XLA would look up while it launches the kernel (its
+    # dynamic slice fusion), and to copy some KB costs nothing.
+    factor, offset = lax.optimization_barrier(vectors)
+    return {"norm": "layer", "eps": before.eps, "factor": factor, "offset": offset}
 
 
 def _as_int8(t: QuantizedTensor) -> tuple[Array, Array]:

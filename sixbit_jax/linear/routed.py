@@ -1,7 +1,6 @@
 """A linear whose route is chosen while the program runs."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from sixbit_jax.linear.api import linear, measured_linear
+from sixbit_jax.linear.before import Before
 from sixbit_jax.linear.spec import Weight
 from sixbit_jax.routes import Route
 
@@ -20,7 +20,7 @@ def routed_linear(
     routes: Sequence[Route],
     index: Int[Array, ""],
     *,
-    nonlinearity: str | None = None,
+    before: Before | None = None,
     measured: bool = False,
 ) -> Any:
     """`linear`, or if asked `measured_linear`, under `routes[index]`.
@@ -40,8 +40,13 @@ def routed_linear(
         routes = [Route(None, route.implementation if route.act is None else None) for route in routes]
         routes = routes[:1] if len(set(routes)) == 1 else routes
     product = measured_linear if measured else linear
-    product = functools.partial(product, nonlinearity=nonlinearity)
-    branches = [functools.partial(product, act=r.act, implementation=r.implementation) for r in routes]
+
+    def branch(route: Route) -> Callable[..., Any]:
+        return lambda x, w, bias, before: product(
+            x, w, bias, act=route.act, before=before, implementation=route.implementation
+        )
+
+    branches = [branch(route) for route in routes]
     if len(branches) == 1:
-        return branches[0](x, w, bias)
-    return lax.switch(index, branches, x, w, bias)
+        return branches[0](x, w, bias, before)
+    return lax.switch(index, branches, x, w, bias, before)

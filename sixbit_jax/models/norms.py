@@ -8,9 +8,10 @@ from jaxtyping import Array, Float
 def layer_norm(
     x: Float[Array, "... d"],
     eps: float,
-    scale: Float[Array, " d"] | None = None,
-    bias: Float[Array, " d"] | None = None,
+    scale: Float[Array, "... d"] | None = None,
+    bias: Float[Array, "... d"] | None = None,
 ) -> Float[Array, "... d"]:
+    """Modulated with scale 1 + s and a shift as bias, (b, 1, d) to x (b, s, d)."""
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
     y = centred * lax.rsqrt((centred * centred).mean(-1, keepdims=True) + eps)
@@ -22,9 +23,3 @@ def layer_norm(
 def rms_norm(x: Float[Array, "... d"], eps: float, scale: Float[Array, " d"]) -> Float[Array, "... d"]:
     x = x.astype(jnp.float32)
     return x * lax.rsqrt((x * x).mean(-1, keepdims=True) + eps) * jnp.broadcast_to(scale, x.shape)
-
-
-def modulate(
-    x: Float[Array, "b s d"], shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"]
-) -> Float[Array, "b s d"]:
-    return x * (1 + scale) + shift

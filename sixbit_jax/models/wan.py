@@ -5,7 +5,8 @@
 
 `forward` scans over stacked layers. What a block does at a step is not decided here: `routes` and `route_index` say how
 its linears multiply, `run_block` or `run_stack` says whether it runs at all (see `policies/`). The f32 islands of the
-reference stay f32: time embedding, modulation, norm statistics, gated residual adds, rotation.
+reference stay f32: time embedding, modulation, norm statistics, gated residual adds, rotation. A norm in front of a
+linear is that linear's, which may compute it in the pass that rounds its input.
 """
 
 import dataclasses
@@ -20,9 +21,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from sixbit_jax.attention import Before, attention, side_by_side
-from sixbit_jax.linear import linear, routed_linear
-from sixbit_jax.linear.nonlinearity import gelu_tanh, nonlinear
-from sixbit_jax.models.norms import layer_norm, modulate, rms_norm
+from sixbit_jax.linear import Gelu, LayerNorm, linear, routed_linear
+from sixbit_jax.linear.before import applied, gelu_tanh
+from sixbit_jax.models.norms import layer_norm, rms_norm
 from sixbit_jax.models.rope import rope_table
 from sixbit_jax.models.wan_config import GROUPS, WanConfig
 from sixbit_jax.routes import Route
@@ -32,7 +33,7 @@ from sixbit_jax.shapes import Compute, Params, RunBlock, RunStack
 Attend: TypeAlias = Callable[..., Array]
 # (group, x, the linear's parameters) -> what to note of a linear group's input
 Observe: TypeAlias = Callable[[str, Array, Params], Any]
-Project: TypeAlias = Callable[..., Array]  # (group, x, its parameters, a nonlinearity that x goes through first)
+Project: TypeAlias = Callable[..., Array]  # (group, x, its parameters, what x goes through first)
 
 
 @jax.tree_util.register_dataclass
@@ -131,13 +132,13 @@ def forward(
         def compute(x: Array) -> tuple[Array, dict[str, Any]]:
             inputs = {}
 
-            def project(group: str, x: Array, p: Params, nonlinearity: str | None = None) -> Array:
-                run = functools.partial(routed_linear, nonlinearity=nonlinearity, measured=outlier_ratios)
+            def project(group: str, x: Array, p: Params, before: Gelu | LayerNorm | None = None) -> Array:
+                run = functools.partial(routed_linear, before=before, measured=outlier_ratios)
                 y = run(x, p["weight"], p["bias"], routes, index[GROUPS.index(group)])
                 if outlier_ratios:
                     y, inputs[group] = y
                 elif observe is not None:
-                    inputs[group] = observe(group, nonlinear(x, nonlinearity), p)
+                    inputs[group] = observe(group, applied(before, x), p)
                 return y
 
             y = block(p, config, x, per_block, (cos, sin), layer_context, tokens, project, attend_to)
@@ -174,27 +175,28 @@ def block(
         :, :, None
     ]
 
-    y = modulate(layer_norm(x, config.eps), shift, scale).astype(x.dtype)
-    x = _gated_add(x, self_attention(p["self_attention"], config, y, rope, tokens, project, attend_to["video"]), gate)
+    norm = LayerNorm(1 + scale, shift, config.eps)
+    y = self_attention(p["self_attention"], config, x, norm, rope, tokens, project, attend_to["video"])
+    x = _gated_add(x, y, gate)
 
-    y = layer_norm(x, config.eps, **p["cross_norm"]).astype(x.dtype)
-    x = x + cross_attention(p["cross_attention"], config, y, context, project, attend_to["text"])
+    norm = LayerNorm(p["cross_norm"]["scale"], p["cross_norm"]["bias"], config.eps)
+    x = x + cross_attention(p["cross_attention"], config, x, norm, context, project, attend_to["text"])
 
-    y = modulate(layer_norm(x, config.eps), ffn_shift, ffn_scale).astype(x.dtype)
-    hidden = project("ffn_in", y, p["ffn_in"])
-    return _gated_add(x, project("ffn_out", hidden, p["ffn_out"], "gelu_tanh"), ffn_gate)
+    hidden = project("ffn_in", x, p["ffn_in"], LayerNorm(1 + ffn_scale, ffn_shift, config.eps))
+    return _gated_add(x, project("ffn_out", hidden, p["ffn_out"], Gelu()), ffn_gate)
 
 
 def self_attention(
     p: Params,
     config: WanConfig,
     x: Float[Array, "b s d"],
+    norm: LayerNorm,
     rope: tuple[Float[Array, "s c"], Float[Array, "s c"]],
     tokens: int,
     project: Project,
     attend: Attend,
 ) -> Float[Array, "b s d"]:
-    q, k, v = side_by_side(project("self_qkv", x, p["qkv"]), 3, config.num_heads)
+    q, k, v = side_by_side(project("self_qkv", x, p["qkv"], norm), 3, config.num_heads)
     before = Before(p["norm_q"]["scale"], p["norm_k"]["scale"], rope, config.eps)
     out = attend(q, k, v, valid_keys=tokens, before=before)
     return project("self_out", out.reshape(x.shape), p["out"])
@@ -204,12 +206,13 @@ def cross_attention(
     p: Params,
     config: WanConfig,
     x: Float[Array, "b s d"],
+    norm: LayerNorm,
     context: Context,
     project: Project,
     attend: Attend,
 ) -> Float[Array, "b s d"]:
     """Every prompt row is seen, the zero rows of a short prompt too: the reference has no mask here."""
-    q = _heads(project("cross_q", x, p["q"]), config)
+    q = _heads(project("cross_q", x, p["q"], norm), config)
     attend = functools.partial(attend, before=Before(p["norm_q"]["scale"], eps=config.eps))
     out = attend(q, context.k, context.v)
     if context.image_k is not None:
@@ -256,7 +259,7 @@ def _head(
     params: Params, config: WanConfig, x: Float[Array, "b s d"], time: Float[Array, "b d"], grid: tuple[int, int, int]
 ) -> Float[Array, "b t h w out"]:
     shift, scale = jnp.moveaxis(params["head_modulation"][None] + time[:, None], 1, 0)[:, :, None]
-    y = _dense(modulate(layer_norm(x, config.eps), shift, scale).astype(x.dtype), params["head"])
+    y = _dense(layer_norm(x, config.eps, 1 + scale, shift).astype(x.dtype), params["head"])
     return _unpatches(y.astype(jnp.float32), config, grid)
 
 

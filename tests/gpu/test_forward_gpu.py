@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import policies
+from sixbit_jax.linear import pallas
 from sixbit_jax.models import wan
 from sixbit_jax.models.wan_config import WAN_1_3B
 from sixbit_jax.routes import Route
@@ -55,6 +56,20 @@ def test_our_kernels_make_the_velocity_that_xla_makes(model, record_property, at
     assert error < most
     for group, ratio in ratios.items():
         np.testing.assert_allclose(ratio, expected[group], rtol=0.1)
+
+
+def test_norms_in_the_quantizing_pass_make_the_same_velocity(model, record_property, monkeypatch):
+    """Codes tip as between any two f32 sums. More comes from XLA, which norms sums of the residual stream that it has
+    in f32, where the kernel reads them in bf16: 0.17 % (root mean square), six times in two layers, makes 0.4 %.
+    """
+    ours, ratios = velocity(model, "pallas", "cudnn")
+    monkeypatch.setattr(pallas, "_fits", lambda before, w: before is None)
+    theirs, expected = velocity(model, "pallas", "cudnn")
+    error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+    record_property("errors", {"velocity": float(error)})
+    assert error < 0.01
+    for group, ratio in ratios.items():
+        np.testing.assert_allclose(ratio, expected[group], rtol=0.05)
 
 
 def test_padding_does_not_show(model):

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "sixbit_jax.formats": set(),
     "sixbit_jax.quantizers": {"sixbit_jax.errors", "sixbit_jax.formats"},
     "pallas_kernels": set(),
-    "sixbit_jax.linear": FORMATS | {"pallas_kernels"},
+    "sixbit_jax.linear": FORMATS | {"pallas_kernels", "sixbit_jax.models.norms"},
     "sixbit_jax.attention": BASE | {"pallas_kernels", "sixbit_jax.models.norms", "sixbit_jax.models.rope"},
     "sixbit_jax.models": OPS,
     "sixbit_jax.models.norms": set(),

@@ -1,7 +1,5 @@
 """`linear`: implementations against the oracle, named choice, worded refusal."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +7,9 @@ import pytest
 
 from sixbit_jax.dispatch import UnsupportedError
 from sixbit_jax.formats import quantize_int8
-from sixbit_jax.linear import explain, implementations, linear, measured_linear, routed_linear
+from sixbit_jax.linear import Gelu, LayerNorm, explain, implementations, linear, measured_linear, routed_linear
+from sixbit_jax.linear.before import applied, check_before
 from sixbit_jax.linear.magnitude import outlier_ratio
-from sixbit_jax.linear.nonlinearity import gelu_tanh
 from sixbit_jax.routes import Route
 
 
@@ -85,25 +83,51 @@ def test_routed_linear_takes_the_route_of_the_index(rng):
     assert "cond" not in str(jax.make_jaxpr(lambda i: routed_linear(x, w, bias, routes[:1], i))(jnp.int32(0)))
 
 
+def befores(rng, x):
+    """GELU, a norm with its weights, and one modulated by each row of a batch."""
+    vectors = lambda *shape: (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
+    each = (*x.shape[:1], *[1] * (x.ndim - 2), x.shape[-1])
+    return {"gelu": Gelu(), "norm": LayerNorm(*vectors(x.shape[-1])), "modulated": LayerNorm(*vectors(*each), eps=1e-5)}
+
+
+@pytest.mark.parametrize("name", ["gelu", "norm", "modulated"])
 @pytest.mark.parametrize("weight", [lambda w: w, quantize_int8], ids=["dense", "int8"])
-def test_a_nonlinearity_comes_first(rng, weight):
-    """In values, in what is measured and in gradients."""
+def test_what_comes_before_comes_first(rng, weight, name):
+    """In values, in what is measured and in gradients, those of a norm's factors too."""
     x, w, bias = operands(rng)
-    w = weight(w)
-    after = lambda x: linear(gelu_tanh(x), w, bias)
-    fused = functools.partial(linear, w=w, bias=bias, nonlinearity="gelu_tanh")
-    np.testing.assert_allclose(fused(x), after(x), atol=1e-5, rtol=0)
-    gradients = [jax.grad(lambda x, run=run: jnp.sum(run(x) ** 2))(x) for run in (fused, after)]
-    np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-4)
-    y, ratio = measured_linear(x, w, bias, nonlinearity="gelu_tanh")
-    np.testing.assert_allclose(y, after(x), atol=1e-5, rtol=0)
-    np.testing.assert_allclose(ratio, outlier_ratio(gelu_tanh(x)), rtol=1e-5)
+    w, before = weight(w), befores(rng, x)[name]
+    after = lambda before, x: linear(applied(before, x), w, bias)
+    fused = lambda before, x: linear(x, w, bias, before=before)
+    np.testing.assert_allclose(fused(before, x), after(before, x), atol=1e-5, rtol=0)
+    losses = [lambda before, x, run=run: jnp.sum(run(before, x) ** 2) for run in (fused, after)]
+    gradients = [jax.tree.leaves(jax.grad(loss, argnums=(0, 1))(before, x)) for loss in losses]
+    assert len(gradients[0]) == (1 if name == "gelu" else 3)
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+    y, ratio = measured_linear(x, w, bias, before=before)
+    np.testing.assert_allclose(y, after(before, x), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(ratio, outlier_ratio(applied(before, x)), rtol=1e-5)
 
 
-def test_an_unknown_nonlinearity_is_named(rng):
+@pytest.mark.parametrize("measured", [False, True])
+def test_every_route_applies_it_itself(rng, measured):
+    x, w, bias = operands(rng)
+    w, before = quantize_int8(w), befores(rng, x)["modulated"]
+    routes = (Route("int8"), Route(None))
+    run = jax.jit(lambda i: routed_linear(x, w, bias, routes, i, before=before, measured=measured))
+    for index, route in enumerate(routes):
+        product = measured_linear if measured else linear
+        expected = product(applied(before, x), w, bias, act=route.act)
+        for ours, theirs in zip(jax.tree.leaves(run(jnp.int32(index))), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_come_before_is_named(rng):
     x, w, _ = operands(rng)
-    with pytest.raises(ValueError, match='unknown nonlinearity "gelu"; did you mean "gelu_tanh"'):
-        linear(x, w, nonlinearity="gelu")
+    with pytest.raises(TypeError, match="before is 'gelu', expected Gelu"):
+        check_before("gelu", x)  # in these tests `linear`'s own annotation would be faster
+    with pytest.raises(ValueError, match=r"before\.offset has shape \(47,\)"):
+        linear(x, w, before=LayerNorm(jnp.ones(48), jnp.ones(47)))
 
 
 def test_measured_linear_is_linear_and_how_uneven_its_input_is(rng):

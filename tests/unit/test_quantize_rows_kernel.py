@@ -182,7 +182,7 @@ def test_lowers_for_cuda_at_every_benchmark_shape(case):
     assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("variant", ["plain", "rotated", "modulated", "nvfp4"])
+@pytest.mark.parametrize("variant", ["plain", "rotated", "modulated", "modulated rotated", "nvfp4", "modulated nvfp4"])
 @pytest.mark.parametrize("k", [128, 384, 2048, 3072, 6144, 12288, 16384])
 def test_lowers_at_any_width(k, variant):
     case = benchmark.Case("", 1003, k, variant)
