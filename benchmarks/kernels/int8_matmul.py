@@ -206,7 +206,8 @@ def candidates(case: Case) -> list[Int8MatmulConfig]:
         ]
     three = functools.partial(config, tile_m=64, tile_n=192, multipliers=3)
     if case.variant == "gated":
-        found = [config(stages=3, slots=4, cluster=c) for c in (None, "n")] + [config(), config(cluster="n")]
+        found = [config(), config(band=16), config(cluster="n"), config(cluster="m")]
+        found += [config(stages=3, slots=4, cluster=c) for c in (None, "n")]
         return found + [config(tile_m=64, tile_n=256, stages=3, slots=4), three(stages=3, slots=3)]
     # Squares enough that no store is waited for: with a short K the end of a tile weighs more.
     found = [config(), three(stages=3, slots=3), config(band=16), three(stages=3, slots=3, band=16)]

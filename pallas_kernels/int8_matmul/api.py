@@ -30,7 +30,8 @@ def int8_matmul(
     out_dtype: Any = jnp.bfloat16,
     config: Int8MatmulConfig | None = None,
 ) -> Array:
-    """`residual + gate · activation(x @ w.T · x_scale · w_scale + bias)`, each part but the product optional.
+    """`residual + gate · activation(x @ w.T · x_scale · w_scale + bias)`, each part but the product optional; no gate
+    without a residual.
 
     x s8 (m, k); w s8 (n, k); w_scale f32 (n,); x_scale f32 (m,), or (m, k/128) for one scale per 128 of k. bias and
     gate f32 (n,); residual (m, n) in `out_dtype`. Any m; k and n multiples of 128. Products are exact in s32.
@@ -83,8 +84,8 @@ def _check_tail(activation, gate, residual, out_dtype, shape) -> None:
         raise ValueError(f'{OP}: activation is "{activation}", expected one of {ACTIVATIONS}')
     if jnp.dtype(out_dtype) not in (jnp.bfloat16, jnp.float16):
         raise TypeError(f"{OP}: out_dtype is {jnp.dtype(out_dtype).name}, expected bfloat16 or float16")
-    if (gate is None) != (residual is None):
-        raise ValueError(f"{OP}: gate and residual come together; {'gate' if gate is None else 'residual'} is missing")
+    if gate is not None and residual is None:
+        raise ValueError(f"{OP}: a gate is for what is added to a residual, and residual is missing")
     if residual is not None:
         checks.check_array(OP, "residual", residual, out_dtype)
         checks.check_shape(OP, "residual", residual, shape)

@@ -23,8 +23,10 @@ def emulate(
         y = y + bias[None]
     if activation == "gelu_tanh":
         y = gelu_tanh(y)
-    if gate is not None and residual is not None:
-        y = residual.astype(jnp.float32) + gate[None] * y
+    if gate is not None:
+        y = gate[None] * y
+    if residual is not None:
+        y = residual.astype(jnp.float32) + y
     return y.astype(out_dtype)
 
 

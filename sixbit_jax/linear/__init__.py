@@ -2,14 +2,17 @@
 
 x --before: GELU, LayerNorm--activations: smooth, rotate, round--> codes and scales --+
 w: an array, a quantized tensor or a QuantizedWeight ---------------------------------+--reference or xla--> y
+y --after: Added to a residual, through a gate
 """
 
+from sixbit_jax.linear.after import Added
 from sixbit_jax.linear.api import explain, implementations, linear, measured_linear, spec
 from sixbit_jax.linear.before import Before, Gelu, LayerNorm
 from sixbit_jax.linear.routed import routed_linear
 from sixbit_jax.linear.spec import LinearSpec, Weight
 
 __all__ = [
+    "Added",
     "Before",
     "Gelu",
     "LayerNorm",

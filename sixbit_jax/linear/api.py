@@ -5,6 +5,7 @@ group.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,16 +18,23 @@ from sixbit_jax.dispatch import Choice, Implementation, choose
 from sixbit_jax.errors import nearest
 from sixbit_jax.formats import QuantizedWeight, effective_weight
 from sixbit_jax.linear import pallas, reference, xla
-from sixbit_jax.linear.before import Before, applied, check_before, on_applied
+from sixbit_jax.linear.after import Added, added, check_after
+from sixbit_jax.linear.before import Before, applied, check_before
 from sixbit_jax.linear.checks import check_operands
 from sixbit_jax.linear.magnitude import outlier_ratio
 from sixbit_jax.linear.spec import ACTIVATIONS, LinearSpec, Weight, describe, wrap
 
+
+def _surrounded(run: Callable[..., Array]) -> Callable[..., Array]:
+    """For implementations that want x as it is multiplied, and return the product."""
+    return lambda x, w, bias, act, before, after: added(after, run(applied(before, x), w, bias, act))
+
+
 # In order of preference.
 _IMPLEMENTATIONS = {
     "pallas": Implementation(pallas.supports, pallas.run, pallas.measure),
-    "xla": Implementation(xla.supports, on_applied(xla.run)),
-    "reference": Implementation(reference.supports, on_applied(reference.run)),
+    "xla": Implementation(xla.supports, _surrounded(xla.run)),
+    "reference": Implementation(reference.supports, _surrounded(reference.run)),
 }
 
 
@@ -46,6 +54,7 @@ def linear(
     *,
     act: str | None = None,
     before: Before | None = None,
+    after: Added | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "... n"]:
     """`x @ w.T + bias`, accumulated in f32 (or, codes by codes, in s32) and returned in `x.dtype`.
@@ -53,10 +62,11 @@ def linear(
     `w (n, k)` is an array, a quantized tensor, or a `QuantizedWeight`, whose smoothing, rotation and branches apply.
     `act` is the format its activations are rounded to, "int8", "int4" or "nvfp4"; None leaves them as they come.
     `before`, `Gelu()` or a `LayerNorm`, is applied to x first; a kernel that reads x to round it does both in one pass.
+    `after`, an `Added`, makes it `residual + gate · y`, which a kernel that multiplies does before it rounds y.
     `implementation` names one that must run or raise; None takes the fastest that supports the case (see `explain`).
 
     A quantized product passes gradients straight through: to `x` and `before` as if nothing had been rounded, to `bias`
-    exactly, to the weight none.
+    and `after` exactly, to the weight none.
 
     >>> import jax.numpy as jnp
     >>> linear(jnp.ones((2, 3)), jnp.ones((4, 3)), jnp.zeros(4)).shape
@@ -67,11 +77,12 @@ def linear(
     """
     check_operands(x, w, bias)
     check_before(before, x)
+    check_after(after, x, w)
     w = wrap(w)
     choice = _choose(x, w, act, implementation)
     if isinstance(w, QuantizedWeight):
-        return _straight_through(choice.name, act, before, x, w, bias)
-    return _IMPLEMENTATIONS[choice.name].run(x, w, bias, act, before)
+        return _straight_through(choice.name, act, before, after, x, w, bias)
+    return _IMPLEMENTATIONS[choice.name].run(x, w, bias, act, before, after)
 
 
 def measured_linear(
@@ -81,6 +92,7 @@ def measured_linear(
     *,
     act: str | None = None,
     before: Before | None = None,
+    after: Added | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "... n"], Float[Array, ""]]:
     """`linear`, and the outlier ratio of what it multiplies: the largest magnitude over the mean one. No gradients.
@@ -94,14 +106,15 @@ def measured_linear(
     """
     check_operands(x, w, bias)
     check_before(before, x)
+    check_after(after, x, w)
     w = wrap(w)
     chosen = _IMPLEMENTATIONS[_choose(x, w, act, implementation).name]
     if chosen.measure is not None:
-        return chosen.measure(x, w, bias, act, before)
+        return chosen.measure(x, w, bias, act, before, after)
     if before is not None:
         # Measured and multiplied in two passes, and between them XLA would keep it in f32.
         x = lax.optimization_barrier(applied(before, x))
-    return chosen.run(x, w, bias, act, None), outlier_ratio(x)
+    return chosen.run(x, w, bias, act, None, after), outlier_ratio(x)
 
 
 def explain(x: Any, w: Any, *, act: str | None = None) -> Choice:
@@ -134,26 +147,41 @@ def _choose(x: Any, w: Any, act: str | None, implementation: str | None) -> Choi
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _straight_through(
-    name: str, act: str | None, before: Before | None, x: Array, w: QuantizedWeight, bias: Array | None
+    name: str,
+    act: str | None,
+    before: Before | None,
+    after: Added | None,
+    x: Array,
+    w: QuantizedWeight,
+    bias: Array | None,
 ) -> Float[Array, "... n"]:
-    return _IMPLEMENTATIONS[name].run(x, w, bias, act, before)
+    return _IMPLEMENTATIONS[name].run(x, w, bias, act, before, after)
 
 
 def _forward(
-    name: str, act: str | None, before: Before | None, x: Array, w: QuantizedWeight, bias: Array | None
+    name: str,
+    act: str | None,
+    before: Before | None,
+    after: Added | None,
+    x: Array,
+    w: QuantizedWeight,
+    bias: Array | None,
 ) -> tuple[Array, Any]:
-    return _straight_through(name, act, before, x, w, bias), (before, x, w, bias)
+    # A gate's gradient needs the product by itself.
+    y = _IMPLEMENTATIONS[name].run(x, w, bias, act, before, None)
+    return added(after, y), (before, after, x, w, bias, y)
 
 
 def _backward(
     name: str, act: str | None, kept: Any, dy: Float[Array, "... n"]
-) -> tuple[Before | None, Array, Any, Array | None]:
-    before, x, w, bias = kept
+) -> tuple[Before | None, Added | None, Array, Any, Array | None]:
+    before, after, x, w, bias, y = kept
+    d_after, dy = jax.vjp(added, after, y)[1](dy)
     wide = dy.astype(jnp.float32)
     dx = jnp.einsum("...n,nk->...k", wide, effective_weight(w), precision=lax.Precision.HIGHEST).astype(x.dtype)
     d_before, dx = jax.vjp(applied, before, x)[1](dx)
     db = None if bias is None else wide.reshape(-1, wide.shape[-1]).sum(0).astype(bias.dtype)
-    return d_before, dx, jax.tree.map(_no_gradient, w), db
+    return d_before, d_after, dx, jax.tree.map(_no_gradient, w), db
 
 
 def _no_gradient(leaf: Array) -> Any:

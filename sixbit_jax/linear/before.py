@@ -5,7 +5,6 @@ A kernel that reads the input to round it does this in the same pass; for other 
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -63,8 +62,3 @@ def check_before(before: Any, x: Any) -> None:
         shape = jnp.shape(getattr(before, name))
         if shape[-1:] != x.shape[-1:] or len(shape) not in (1, x.ndim):
             raise ValueError(f"linear: before.{name} has shape {shape}, which does not go with x {tuple(x.shape)}")
-
-
-def on_applied(run: Callable[..., Any]) -> Callable[..., Any]:
-    """For implementations that want x as it is multiplied."""
-    return lambda x, w, bias, act, before: run(applied(before, x), w, bias, act)

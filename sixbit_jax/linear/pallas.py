@@ -1,7 +1,8 @@
 """Our own kernels, on Hopper GPUs: INT8 activations × quantized weights, and NVFP4 weights under few tokens.
 
     INT8 route    quantize_rows (LayerNorm, smoothing, GELU, rotation, scales; one pass over x) -> int8_matmul (scales,
-                  bias, and a low-rank branch, in its epilogue); NVFP4 weights are expanded to INT8 just before
+                  bias, and a gated residual or a low-rank branch, in its epilogue); NVFP4 weights are expanded to INT8
+                  just before
     A16 route     nvfp4_matmul: weights decoded in registers, where reading them is the cost
 
 Smoothed activations are rounded to bf16 before they are rotated and rounded to INT8, where `xla` keeps f32 in between:
@@ -10,6 +11,9 @@ a few per cent more error than INT8 alone has.
 What comes before a linear is f32 in that pass and rounded to bf16 before codes are made, as if it came by itself: codes
 differ where f32 sums do, which lets a value tip to its neighbour in bf16. A norm's variance is Σx² / k less the squared
 mean, from one look at x: a mean of ten deviations costs it seven of 24 bits. Measured is what is not rounded yet.
+
+What comes after it is added to sums that are f32 still. Added later, y is rounded to bf16 first, so the results differ
+by up to 2⁻⁸ |gate · y| before the last rounding, which may then part them by one value of bf16.
 
 The kernels are imported where they run: Mosaic GPU takes a second to import, and a CPU has no use for it.
 """
@@ -23,6 +27,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from sixbit_jax.formats import NVFP4Tensor, QuantizedTensor, QuantizedWeight, to_int8
+from sixbit_jax.linear.after import Added, added
 from sixbit_jax.linear.before import Before, Gelu, LayerNorm, applied
 from sixbit_jax.linear.magnitude import outlier_ratio, ratio
 from sixbit_jax.linear.spec import LinearSpec
@@ -84,8 +89,9 @@ def run(
     bias: Float[Array, " n"] | None,
     act: str | None,
     before: Before | None,
+    after: Added | None,
 ) -> Float[Array, "... n"]:
-    return _run(*_prepared(x, w, act, before), w, bias, act)[0]
+    return _run(*_prepared(x, w, act, before), w, bias, act, after)[0]
 
 
 def measure(
@@ -94,9 +100,10 @@ def measure(
     bias: Float[Array, " n"] | None,
     act: str | None,
     before: Before | None,
+    after: Added | None,
 ) -> tuple[Float[Array, "... n"], Float[Array, ""]]:
     x, before = _prepared(x, w, act, before)
-    y, rounded = _run(x, before, w, bias, act)
+    y, rounded = _run(x, before, w, bias, act, after)
     if rounded is None or w.smooth is not None:  # the kernel sums what it rounds, and that is smoothed
         return y, outlier_ratio(applied(before, x))
     return y, ratio(rounded.total, rounded.largest, x.size)
@@ -116,15 +123,25 @@ def _fits(before: Before | None, w: QuantizedWeight) -> bool:
     return w.smooth is None
 
 
-def _run(x: Array, before: Before | None, w: QuantizedWeight, bias: Array | None, act: str | None) -> tuple[Array, Any]:
+def _adds(after: Added | None, w: QuantizedWeight, act: str | None) -> bool:
+    """The INT8 kernel has one gate a channel, the same in all rows, and one thing to add, which may be the branch."""
+    if after is None or act is None or w.low_rank is not None:
+        return False
+    return after.gate is None or after.gate.size == w.shape[0]
+
+
+def _run(
+    x: Array, before: Before | None, w: QuantizedWeight, bias: Array | None, act: str | None, after: Added | None
+) -> tuple[Array, Any]:
     """y, and x as it was quantized, if it was."""
     rows = x.reshape(-1, x.shape[-1])
     bias = None if bias is None else bias.astype(jnp.float32)
+    inside, after = (after, None) if _adds(after, w, act) else (None, after)
     if act is None:
         y, rounded = _run_few_tokens(rows, w.weight, bias), None
     else:
-        y, rounded = _run_integers(rows, before, w, bias)
-    return y.reshape(*x.shape[:-1], y.shape[-1]), rounded
+        y, rounded = _run_integers(rows, before, w, bias, inside)
+    return added(after, y.reshape(*x.shape[:-1], y.shape[-1])), rounded
 
 
 def _run_few_tokens(x: Array, t: NVFP4Tensor, bias: Array | None) -> Array:
@@ -133,7 +150,9 @@ def _run_few_tokens(x: Array, t: NVFP4Tensor, bias: Array | None) -> Array:
     return nvfp4_matmul(x, t.packed, t.block_scale, t.tensor_scale, bias=bias, out_dtype=x.dtype)
 
 
-def _run_integers(x: Array, before: Before | None, w: QuantizedWeight, bias: Array | None) -> tuple[Array, Any]:
+def _run_integers(
+    x: Array, before: Before | None, w: QuantizedWeight, bias: Array | None, after: Added | None
+) -> tuple[Array, Any]:
     from pallas_kernels.int8_matmul import int8_matmul
     from pallas_kernels.quantize_rows import quantize_rows
 
@@ -143,10 +162,8 @@ def _run_integers(x: Array, before: Before | None, w: QuantizedWeight, bias: Arr
     # As in `xla`: expanded weights must not be computed out of the step loop, where they would all be kept.
     codes, stored = lax.optimization_barrier((rounded.codes, w.weight))
     weight, weight_scale = _as_int8(stored)
-    branch: dict[str, Any] = {}
-    if w.low_rank is not None:
-        branch = {"gate": jnp.ones(w.shape[0]), "residual": _low_rank(x, factor, w)}
-    y = int8_matmul(codes, weight, rounded.scale, weight_scale, bias=bias, out_dtype=x.dtype, **branch)
+    last = _last(after) if w.low_rank is None else {"residual": _low_rank(x, factor, w)}
+    y = int8_matmul(codes, weight, rounded.scale, weight_scale, bias=bias, out_dtype=x.dtype, **last)
     return y, rounded
 
 
@@ -163,6 +180,14 @@ def _first(before: Before | None, smoothing: Array | None) -> dict[str, Any]:
     # dynamic slice fusion), and to copy some KB costs nothing.
     factor, offset = lax.optimization_barrier(vectors)
     return {"norm": "layer", "eps": before.eps, "factor": factor, "offset": offset}
+
+
+def _last(after: Added | None) -> dict[str, Any]:
+    """What becomes of the product, in the kernel's words."""
+    if after is None:
+        return {}
+    residual = after.residual.reshape(-1, after.residual.shape[-1])
+    return {"residual": residual, "gate": None if after.gate is None else after.gate.astype(jnp.float32).reshape(-1)}
 
 
 def _as_int8(t: QuantizedTensor) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ import jax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from sixbit_jax.linear.after import Added
 from sixbit_jax.linear.api import linear, measured_linear
 from sixbit_jax.linear.before import Before
 from sixbit_jax.linear.spec import Weight
@@ -21,6 +22,7 @@ def routed_linear(
     index: Int[Array, ""],
     *,
     before: Before | None = None,
+    after: Added | None = None,
     measured: bool = False,
 ) -> Any:
     """`linear`, or if asked `measured_linear`, under `routes[index]`.
@@ -42,11 +44,11 @@ def routed_linear(
     product = measured_linear if measured else linear
 
     def branch(route: Route) -> Callable[..., Any]:
-        return lambda x, w, bias, before: product(
-            x, w, bias, act=route.act, before=before, implementation=route.implementation
+        return lambda x, w, bias, before, after: product(
+            x, w, bias, act=route.act, before=before, after=after, implementation=route.implementation
         )
 
     branches = [branch(route) for route in routes]
     if len(branches) == 1:
-        return branches[0](x, w, bias, before)
-    return lax.switch(index, branches, x, w, bias, before)
+        return branches[0](x, w, bias, before, after)
+    return lax.switch(index, branches, x, w, bias, before, after)

@@ -6,7 +6,8 @@
 `forward` scans over stacked layers. What a block does at a step is not decided here: `routes` and `route_index` say how
 its linears multiply, `run_block` or `run_stack` says whether it runs at all (see `policies/`). The f32 islands of the
 reference stay f32: time embedding, modulation, norm statistics, gated residual adds, rotation. A norm in front of a
-linear is that linear's, which may compute it in the pass that rounds its input.
+linear and the residual add behind it are that linear's, which may do them in the passes that round its input and its
+product.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from sixbit_jax.attention import Before, attention, side_by_side
-from sixbit_jax.linear import Gelu, LayerNorm, linear, routed_linear
+from sixbit_jax.linear import Added, Gelu, LayerNorm, linear, routed_linear
 from sixbit_jax.linear.before import applied, gelu_tanh
 from sixbit_jax.models.norms import layer_norm, rms_norm
 from sixbit_jax.models.rope import rope_table
@@ -33,7 +34,7 @@ from sixbit_jax.shapes import Compute, Params, RunBlock, RunStack
 Attend: TypeAlias = Callable[..., Array]
 # (group, x, the linear's parameters) -> what to note of a linear group's input
 Observe: TypeAlias = Callable[[str, Array, Params], Any]
-Project: TypeAlias = Callable[..., Array]  # (group, x, its parameters, what x goes through first)
+Project: TypeAlias = Callable[..., Array]  # (group, x, its parameters, before, after)
 
 
 @jax.tree_util.register_dataclass
@@ -132,8 +133,14 @@ def forward(
         def compute(x: Array) -> tuple[Array, dict[str, Any]]:
             inputs = {}
 
-            def project(group: str, x: Array, p: Params, before: Gelu | LayerNorm | None = None) -> Array:
-                run = functools.partial(routed_linear, before=before, measured=outlier_ratios)
+            def project(
+                group: str,
+                x: Array,
+                p: Params,
+                before: Gelu | LayerNorm | None = None,
+                after: Added | None = None,
+            ) -> Array:
+                run = functools.partial(routed_linear, before=before, after=after, measured=outlier_ratios)
                 y = run(x, p["weight"], p["bias"], routes, index[GROUPS.index(group)])
                 if outlier_ratios:
                     y, inputs[group] = y
@@ -176,14 +183,13 @@ def block(
     ]
 
     norm = LayerNorm(1 + scale, shift, config.eps)
-    y = self_attention(p["self_attention"], config, x, norm, rope, tokens, project, attend_to["video"])
-    x = _gated_add(x, y, gate)
+    x = self_attention(p["self_attention"], config, x, norm, gate, rope, tokens, project, attend_to["video"])
 
     norm = LayerNorm(p["cross_norm"]["scale"], p["cross_norm"]["bias"], config.eps)
-    x = x + cross_attention(p["cross_attention"], config, x, norm, context, project, attend_to["text"])
+    x = cross_attention(p["cross_attention"], config, x, norm, context, project, attend_to["text"])
 
     hidden = project("ffn_in", x, p["ffn_in"], LayerNorm(1 + ffn_scale, ffn_shift, config.eps))
-    return _gated_add(x, project("ffn_out", hidden, p["ffn_out"], Gelu()), ffn_gate)
+    return project("ffn_out", hidden, p["ffn_out"], Gelu(), Added(x, ffn_gate))
 
 
 def self_attention(
@@ -191,15 +197,17 @@ def self_attention(
     config: WanConfig,
     x: Float[Array, "b s d"],
     norm: LayerNorm,
+    gate: Float[Array, "b 1 d"],
     rope: tuple[Float[Array, "s c"], Float[Array, "s c"]],
     tokens: int,
     project: Project,
     attend: Attend,
 ) -> Float[Array, "b s d"]:
+    """x and, through the gate, what it gathers from itself."""
     q, k, v = side_by_side(project("self_qkv", x, p["qkv"], norm), 3, config.num_heads)
     before = Before(p["norm_q"]["scale"], p["norm_k"]["scale"], rope, config.eps)
     out = attend(q, k, v, valid_keys=tokens, before=before)
-    return project("self_out", out.reshape(x.shape), p["out"])
+    return project("self_out", out.reshape(x.shape), p["out"], after=Added(x, gate))
 
 
 def cross_attention(
@@ -211,13 +219,15 @@ def cross_attention(
     project: Project,
     attend: Attend,
 ) -> Float[Array, "b s d"]:
-    """Every prompt row is seen, the zero rows of a short prompt too: the reference has no mask here."""
+    """x and what it gathers from the prompt. Every prompt row is seen, the zero rows of a short one too: the reference
+    has no mask here.
+    """
     q = _heads(project("cross_q", x, p["q"], norm), config)
     attend = functools.partial(attend, before=Before(p["norm_q"]["scale"], eps=config.eps))
     out = attend(q, context.k, context.v)
     if context.image_k is not None:
         out = out + attend(q, context.image_k, context.image_v)
-    return project("cross_out", out.reshape(x.shape), p["out"])
+    return project("cross_out", out.reshape(x.shape), p["out"], after=Added(x))
 
 
 def timestep_features(timestep: Float[Array, " b"], width: int) -> Float[Array, "b width"]:
@@ -270,12 +280,6 @@ def _dense(x: Float[Array, "... k"], p: Params) -> Float[Array, "... n"]:
 def _mlp(p: Params, x: Float[Array, "... k"], nonlinearity: Callable[[Array], Array]) -> Float[Array, "... n"]:
     hidden = _dense(x, p["linear_in"])
     return _dense(nonlinearity(hidden.astype(jnp.float32)).astype(x.dtype), p["linear_out"])
-
-
-def _gated_add(
-    x: Float[Array, "b s d"], y: Float[Array, "b s d"], gate: Float[Array, "b 1 d"]
-) -> Float[Array, "b s d"]:
-    return (x.astype(jnp.float32) + y.astype(jnp.float32) * gate).astype(x.dtype)
 
 
 def _heads(x: Float[Array, "b s d"], config: WanConfig) -> Float[Array, "b s a c"]:

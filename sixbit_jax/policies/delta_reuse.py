@@ -108,9 +108,9 @@ class AbstractDeltaReuse(AbstractCachePolicy):
     def _run(
         self, compute: Compute, x: Float[Array, "b s d"], memory: Any, slot: Int[Array, ""]
     ) -> tuple[Float[Array, "b s d"], Any, dict[str, Any]]:
-        # x outlives y here, and the loop over layers keeps y where x lies, so XLA copies x first: 201 MB a block (1.3B,
-        # 480p). Two layers a turn of the loop (`unroll`) need one copy for both, and twice the code. Making y in a pass
-        # of its own, after all that reads x, reads again as many bytes as the copy takes.
+        # x outlives y here, and the loop over layers keeps y where x lies, so XLA copies one of the two: 201 MB a block
+        # (1.3B, 480p). Two layers a turn of the loop (`unroll`) need one copy for both, and twice the code. Making y in
+        # a pass of its own, after all that reads x, reads again as many bytes as the copy takes.
         y, notes = compute(x)
         place, deltas = memory["place"][slot], memory["deltas"]
         if self.layers is None:

@@ -107,7 +107,7 @@ def test_each_block(layer):
     kv = wan._keys_values(p["cross_attention"]["kv"], p["cross_attention"]["norm_k"], config, jnp.asarray(text.numpy()))
     ours = wan.block(
         p, config, jnp.asarray(x.numpy()), jnp.asarray(modulation.numpy()), table, wan.Context(*kv), 24,
-        lambda group, x, p, before=None: wan.linear(x, p["weight"], p["bias"], before=before),
+        lambda group, x, p, before=None, after=None: wan.linear(x, p["weight"], p["bias"], before=before, after=after),
         {"video": wan.attention, "text": wan.attention},
     )  # fmt: skip
     assert error(ours, expected) <= BOUND

@@ -44,6 +44,13 @@ def test_grouped_scales_multiply_their_own_columns():
     assert float(y[0, 0]) == 128 * 1 + 128 * 3
 
 
+def test_a_residual_needs_no_gate():
+    x, w, x_scale, w_scale, bias, _, residual = operands(37, 256, 128, "gated")
+    run = functools.partial(int8_matmul, x, w, x_scale, w_scale, bias=bias, residual=residual)
+    np.testing.assert_array_equal(run(), run(gate=jnp.ones(128)))
+    assert "mosaic_gpu" in jax.jit(run).trace().lower(lowering_platforms=("cuda",)).as_text()
+
+
 @pytest.mark.parametrize("case", benchmark.cases(), ids=lambda case: f"{case.name} {case.variant}")
 def test_lowers_for_cuda_at_every_benchmark_shape(case):
     """Layouts, types and the shared-memory budget, for the configuration that would be chosen on an H200."""
@@ -99,13 +106,15 @@ interpretable = pytest.mark.skipif(
         ("grouped", {}),
         ("gelu", {"multipliers": 3, "slots": 1}),
         ("gated", {"multipliers": 3, "cluster": "n"}),
+        ("added", {}),
     ],
 )
 def test_interpreted_kernel_matches_its_emulation_without_races(variant, changes):
     """Ragged rows, several tiles a CTA, the ring wrapping round."""
     config = dataclasses.replace(SMALL, **changes)
-    x, w, x_scale, w_scale, bias, gate, residual = operands(203, 512, 256, variant)
-    arguments = (x, w, x_scale, w_scale, bias if variant in ("gelu", "gated") else None, gate, residual)
+    x, w, x_scale, w_scale, bias, gate, residual = operands(203, 512, 256, "gated" if variant == "added" else variant)
+    bias, gate = bias if variant in ("gelu", "gated") else None, None if variant == "added" else gate
+    arguments = (x, w, x_scale, w_scale, bias, gate, residual)
     activation = "gelu_tanh" if variant == "gelu" else None
     interpret = plgpu.InterpretGPUParams(detect_races=True)
     actual = kernel_sm90.run(

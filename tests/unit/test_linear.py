@@ -7,7 +7,17 @@ import pytest
 
 from sixbit_jax.dispatch import UnsupportedError
 from sixbit_jax.formats import quantize_int8
-from sixbit_jax.linear import Gelu, LayerNorm, explain, implementations, linear, measured_linear, routed_linear
+from sixbit_jax.linear import (
+    Added,
+    Gelu,
+    LayerNorm,
+    explain,
+    implementations,
+    linear,
+    measured_linear,
+    routed_linear,
+)
+from sixbit_jax.linear.after import added, check_after
 from sixbit_jax.linear.before import applied, check_before
 from sixbit_jax.linear.magnitude import outlier_ratio
 from sixbit_jax.routes import Route
@@ -109,15 +119,48 @@ def test_what_comes_before_comes_first(rng, weight, name):
     np.testing.assert_allclose(ratio, outlier_ratio(applied(before, x)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("measured", [False, True])
-def test_every_route_applies_it_itself(rng, measured):
+def afters(rng, dtype=jnp.float32):
+    """To a residual alone, through a gate, and through one of each row of a batch; for the products of `operands`."""
+    residual = jnp.asarray(rng.standard_normal((3, 5, 7)), dtype)
+    gate = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return {"added": Added(residual), "gated": Added(residual, gate(7)), "by video": Added(residual, gate(3, 1, 7))}
+
+
+@pytest.mark.parametrize("name", ["added", "gated", "by video"])
+@pytest.mark.parametrize("weight", [lambda w: w, quantize_int8], ids=["dense", "int8"])
+def test_what_comes_after_comes_last(rng, weight, name):
+    """In values, also beside what is measured, and in gradients, those of residual, gate and bias too."""
     x, w, bias = operands(rng)
-    w, before = quantize_int8(w), befores(rng, x)["modulated"]
+    w, after = weight(w), afters(rng)[name]
+    apart = lambda after, x, bias: added(after, linear(x, w, bias))
+    fused = lambda after, x, bias: linear(x, w, bias, after=after)
+    np.testing.assert_array_equal(fused(after, x, bias), apart(after, x, bias))
+    np.testing.assert_array_equal(measured_linear(x, w, bias, after=after)[0], apart(after, x, bias))
+    losses = [lambda after, x, bias, run=run: jnp.sum(run(after, x, bias) ** 2) for run in (fused, apart)]
+    gradients = [jax.tree.leaves(jax.grad(loss, argnums=(0, 1, 2))(after, x, bias)) for loss in losses]
+    assert len(gradients[0]) == (3 if name == "added" else 4)
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("name", ["added", "gated"])
+def test_it_is_added_in_f32_to_a_rounded_product(rng, name):
+    x, w, bias = operands(rng, dtype=jnp.bfloat16)
+    after, y = afters(rng, jnp.bfloat16)[name], np.asarray(linear(x, w, bias), np.float32)
+    gate = 1 if after.gate is None else np.asarray(after.gate)
+    expected = jnp.asarray(np.asarray(after.residual, np.float32) + y * gate).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(linear(x, w, bias, after=after), expected)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_every_route_applies_them_itself(rng, measured):
+    x, w, bias = operands(rng)
+    w, before, after = quantize_int8(w), befores(rng, x)["modulated"], afters(rng)["by video"]
     routes = (Route("int8"), Route(None))
-    run = jax.jit(lambda i: routed_linear(x, w, bias, routes, i, before=before, measured=measured))
+    run = jax.jit(lambda i: routed_linear(x, w, bias, routes, i, before=before, after=after, measured=measured))
     for index, route in enumerate(routes):
         product = measured_linear if measured else linear
-        expected = product(applied(before, x), w, bias, act=route.act)
+        expected = product(applied(before, x), w, bias, act=route.act, after=after)
         for ours, theirs in zip(jax.tree.leaves(run(jnp.int32(index))), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -128,6 +171,22 @@ def test_what_cannot_come_before_is_named(rng):
         check_before("gelu", x)  # in these tests `linear`'s own annotation would be faster
     with pytest.raises(ValueError, match=r"before\.offset has shape \(47,\)"):
         linear(x, w, before=LayerNorm(jnp.ones(48), jnp.ones(47)))
+
+
+@pytest.mark.parametrize(
+    ("after", "named"),
+    [
+        (Added(jnp.ones((3, 5, 8))), r"after\.residual is float32 \(3, 5, 8\)"),
+        (Added(jnp.ones((3, 5, 7), jnp.bfloat16)), r"after\.residual is bfloat16 .* must be float32"),
+        (Added(jnp.ones((3, 5, 7)), jnp.ones(6)), r"after\.gate has shape \(6,\)"),
+        (Added(jnp.ones((3, 5, 7)), jnp.ones((5, 7))), r"after\.gate has shape \(5, 7\)"),
+    ],
+)
+def test_what_cannot_be_added_is_named(rng, after, named):
+    with pytest.raises(ValueError, match=named):
+        linear(*operands(rng), after=after)
+    with pytest.raises(TypeError, match="after is 1, expected an Added"):
+        check_after(1, *operands(rng)[:2])
 
 
 def test_measured_linear_is_linear_and_how_uneven_its_input_is(rng):

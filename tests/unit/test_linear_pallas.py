@@ -9,7 +9,8 @@ import pytest
 
 from pallas_kernels.nvfp4_matmul.config import MOST_TOKENS
 from sixbit_jax.formats import QuantizedWeight, hadamard, quantize_int8, quantize_nvfp4
-from sixbit_jax.linear import Gelu, LayerNorm, pallas, reference, xla
+from sixbit_jax.linear import Added, Gelu, LayerNorm, linear, pallas, reference, xla
+from sixbit_jax.linear.after import added
 from sixbit_jax.linear.before import applied
 from sixbit_jax.linear.magnitude import outlier_ratio
 from sixbit_jax.linear.spec import LinearSpec, describe
@@ -105,10 +106,75 @@ def test_as_close_to_the_dense_product_as_xla(rng, name, before):
     before = BEFORE[before](rng)
     oracle = np.asarray(reference.run(applied(before, x.astype(jnp.float32)), w, bias, None))
     error = lambda y: np.linalg.norm(np.asarray(y, np.float32) - oracle) / np.linalg.norm(oracle)
-    ours = pallas.run(x, w, bias, act, before)
+    ours = pallas.run(x, w, bias, act, before, None)
     assert ours.shape == oracle.shape
     assert ours.dtype == x.dtype
     assert error(ours) <= 1.1 * error(xla.run(applied(before, x), w, bias, act)) + 1e-5
+
+
+AFTER = {
+    "added": lambda rng: Added(residual(rng)),
+    "gated": lambda rng: Added(residual(rng), vectors(rng, 256)[1]),
+    "gated by modulation": lambda rng: Added(residual(rng), vectors(rng, 1, 1, 256)[1]),
+    "gated by video": lambda rng: Added(residual(rng), vectors(rng, 2, 1, 256)[1]),
+}
+
+
+def residual(rng):
+    return jnp.asarray(10 * rng.normal(size=(2, 9, 256)), jnp.bfloat16)
+
+
+@pytest.mark.parametrize("after", AFTER)
+@pytest.mark.parametrize("name", ["int8", "nvfp4, grouped", "rotated and smooth", "low rank", "few tokens"])
+def test_in_the_kernel_nothing_is_rounded_before_it_is_added(rng, name, after):
+    """A product that is rounded first is off by 2^-8 of itself at most, as is each of the two results; 2^-20 is for f32
+    sums. What the kernel has no place for is added after it, to the same bits.
+    """
+    w, act, after = weights(rng)[name], None if name == "few tokens" else "int8", AFTER[after](rng)
+    x, bias = jnp.asarray(rng.normal(size=(2, 9, 512)), jnp.bfloat16), jnp.asarray(rng.normal(size=256), jnp.float32)
+    y = pallas.run(x, w, bias, act, None, None)
+    ours, theirs = pallas.run(x, w, bias, act, None, after), added(after, y)
+    fits = name not in ("low rank", "few tokens") and (after.gate is None or after.gate.size == 256)
+    assert pallas._adds(after, w, act) == fits
+    assert ours.dtype == theirs.dtype
+    if not fits:
+        np.testing.assert_array_equal(ours, theirs)
+        return
+    gated, ours, theirs = (np.asarray(a, np.float32) for a in (through_gate(after, y), ours, theirs))
+    rounded = 2.0**-8 * (np.abs(gated) + np.abs(ours) + np.abs(theirs))
+    assert (ours != theirs).any()
+    assert (np.abs(ours - theirs) <= rounded + 2.0**-20 * np.abs(gated)).all()
+
+
+def through_gate(after, y):
+    return added(Added(jnp.zeros(y.shape), after.gate), y.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("after", ["added", "gated"])
+def test_which_is_closer_to_the_sum_in_f32(rng, after):
+    w, after = weights(rng)["int8"], AFTER[after](rng)
+    x, bias = jnp.asarray(rng.normal(size=(2, 9, 512)), jnp.bfloat16), jnp.asarray(rng.normal(size=256), jnp.float32)
+    y, rounded = pallas._run(x, None, w, bias, "int8", None)
+    values = rounded.codes.astype(jnp.float32) * rounded.scale[:, None]
+    exact = np.asarray(reference.run(values, w, bias, None)).reshape(y.shape)
+    exact = np.asarray(after.residual, np.float32) + np.asarray(through_gate(after, jnp.asarray(exact)))
+    error = lambda found: np.linalg.norm(np.asarray(found, np.float32) - exact)
+    assert error(pallas.run(x, w, bias, "int8", None, after)) < error(added(after, y))
+
+
+@pytest.mark.parametrize("mapped", ["residual and gate", "nothing"])
+def test_videos_at_once_are_added_each_to_its_own(rng, monkeypatch, mapped):
+    """In `several.py` every video has a gate of its own, and inside the map it is one a channel."""
+    monkeypatch.setattr(pallas, "_device", lambda spec: None)
+    w, x = weights(rng)["int8"], jnp.asarray(rng.normal(size=(2, 1, 9, 512)), jnp.bfloat16)
+    after = Added(residual(rng)[:, None], vectors(rng, 2, 1, 1, 256)[1])
+    axes = Added(0, 0) if mapped != "nothing" else None
+    after = after if axes else jax.tree.map(lambda leaf: leaf[0], after)
+    run = lambda x, after: linear(x, w, act="int8", after=after, implementation="pallas")
+    found = jax.vmap(run, in_axes=(0, axes))(x, after)
+    for video in range(2):
+        each = jax.tree.map(lambda leaf, video=video: leaf[video], after) if axes else after
+        np.testing.assert_array_equal(found[video], run(x[video], each))
 
 
 @pytest.mark.parametrize("before", BEFORE)
@@ -118,8 +184,9 @@ def test_it_measures_what_it_multiplies(rng, name, before):
     before = BEFORE[before](rng)
     w, act = weights(rng)[name], None if name == "few tokens" else "int8"
     x = jnp.asarray(rng.normal(size=(2, 9, 512)), jnp.bfloat16)
-    y, ratio = pallas.measure(x, w, None, act, before)
-    np.testing.assert_array_equal(y, pallas.run(x, w, None, act, before))
+    after = AFTER["gated"](rng)
+    y, ratio = pallas.measure(x, w, None, act, before, after)
+    np.testing.assert_array_equal(y, pallas.run(x, w, None, act, before, after))
     np.testing.assert_allclose(ratio, outlier_ratio(applied(before, x)), rtol=2**-8 if before else 1e-5)
 
 
@@ -139,7 +206,7 @@ def test_a_norm_in_the_kernel_gives_the_codes_of_a_norm_before_it(rng, name, bef
     w, before, seen = stored[name], BEFORE[before](rng), []
     x = jnp.asarray((rng.normal(size=(2, 100, 512)) + 0.5) * np.exp(rng.normal(size=(1, 100, 1))), jnp.bfloat16)
     for arguments in ((x, before), (applied(before, x), None)):
-        rounded = pallas._run(*arguments, w, None, "int8")[1]
+        rounded = pallas._run(*arguments, w, None, "int8", None)[1]
         seen.append([np.asarray(part, np.float32) for part in (rounded.codes, rounded.scale)])
     codes, scales = zip(*seen, strict=True)
     assert np.abs(codes[0] - codes[1]).max() <= 1
@@ -169,6 +236,8 @@ def test_what_the_kernel_has_no_place_for_is_done_before_it(rng, name, before, p
 def test_nvfp4_weights_are_expanded_by_our_kernel(rng):
     """Where k allows it. Elsewhere, and on a CPU, the same numbers come from XLA."""
     x = jnp.asarray(rng.normal(size=(9, 512)), jnp.bfloat16)
-    lowered = jax.jit(lambda x, w: pallas.run(x, w, None, "int8", Gelu())).trace(x, weights(rng)["nvfp4, grouped"])
-    # Quantizing the activations and GELU before it, expanding the weight, their product.
+    lowered = jax.jit(lambda x, w, after: pallas.run(x, w, None, "int8", Gelu(), after)).trace(
+        x, weights(rng)["nvfp4, grouped"], Added(residual(rng)[0], jnp.ones(256))
+    )
+    # Quantizing the activations and GELU before it, expanding the weight, their product and the sum after it.
     assert lowered.lower(lowering_platforms=("cuda",)).as_text().count("mosaic_gpu_v2(") == 3
