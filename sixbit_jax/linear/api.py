@@ -21,7 +21,7 @@ from sixbit_jax.linear import pallas, reference, xla
 from sixbit_jax.linear.after import Added, added, check_after
 from sixbit_jax.linear.before import Before, applied, check_before
 from sixbit_jax.linear.checks import check_operands
-from sixbit_jax.linear.magnitude import outlier_ratio
+from sixbit_jax.linear.magnitude import Magnitudes, magnitudes
 from sixbit_jax.linear.spec import ACTIVATIONS, LinearSpec, Weight, describe, wrap
 
 
@@ -104,6 +104,21 @@ def measured_linear(
     >>> y.tolist(), float(ratio)
     ([[-2.0]], 1.5)
     """
+    y, seen = linear_and_magnitudes(x, w, bias, act=act, before=before, after=after, implementation=implementation)
+    return y, seen.ratio(x.size)
+
+
+def linear_and_magnitudes(
+    x: Float[Array, "... k"],
+    w: Weight,
+    bias: Float[Array, " n"] | None = None,
+    *,
+    act: str | None = None,
+    before: Before | None = None,
+    after: Added | None = None,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "... n"], Magnitudes]:
+    """`measured_linear`, row by row of what it multiplies."""
     check_operands(x, w, bias)
     check_before(before, x)
     check_after(after, x, w)
@@ -114,7 +129,7 @@ def measured_linear(
     if before is not None:
         # Measured and multiplied in two passes, and between them XLA would keep it in f32.
         x = lax.optimization_barrier(applied(before, x))
-    return chosen.run(x, w, bias, act, None, after), outlier_ratio(x)
+    return chosen.run(x, w, bias, act, None, after), magnitudes(x)
 
 
 def explain(x: Any, w: Any, *, act: str | None = None) -> Choice:

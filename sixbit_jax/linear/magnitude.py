@@ -1,7 +1,25 @@
 """How uneven the input of a product is. In f32."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+
+class Magnitudes(NamedTuple):
+    """Of every row of an input: what quantizers look at for their scales, and so get for nothing."""
+
+    total: Float[Array, " rows"]
+    largest: Float[Array, " rows"]
+
+    def ratio(self, count: int) -> Float[Array, ""]:
+        """The loudest value over the mean magnitude of so many values."""
+        return self.largest.max() / (self.total.sum() / count)
+
+
+def magnitudes(x: Float[Array, "... k"]) -> Magnitudes:
+    magnitude = jnp.abs(x.astype(jnp.float32))
+    return Magnitudes(magnitude.sum(-1).reshape(-1), magnitude.max(-1).reshape(-1))
 
 
 def outlier_ratio(x: Float[Array, "... k"]) -> Float[Array, ""]:
@@ -10,11 +28,4 @@ def outlier_ratio(x: Float[Array, "... k"]) -> Float[Array, ""]:
     >>> float(outlier_ratio(jnp.array([[1.0, -3.0], [2.0, 2.0]])))
     1.5
     """
-    magnitude = jnp.abs(x.astype(jnp.float32))
-    # Row by row first, as quantizers look for their scales: then it is the same pass over x.
-    return ratio(magnitude.sum(-1), magnitude.max(-1), x.size)
-
-
-def ratio(total: Float[Array, "..."], largest: Float[Array, "..."], count: int) -> Float[Array, ""]:
-    """Of sums and maxima of magnitudes, whatever they are over, and how many values there are."""
-    return largest.max() / (total.sum() / count)
+    return magnitudes(x).ratio(x.size)

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 from sixbit_jax.formats import NVFP4Tensor, QuantizedTensor, QuantizedWeight, to_int8
 from sixbit_jax.linear.after import Added, added
 from sixbit_jax.linear.before import Before, Gelu, LayerNorm, applied
-from sixbit_jax.linear.magnitude import outlier_ratio, ratio
+from sixbit_jax.linear.magnitude import Magnitudes, magnitudes
 from sixbit_jax.linear.spec import LinearSpec
 
 GROUP = 128  # columns that share a rotation, and may share an activation scale
@@ -101,12 +101,12 @@ def measure(
     act: str | None,
     before: Before | None,
     after: Added | None,
-) -> tuple[Float[Array, "... n"], Float[Array, ""]]:
+) -> tuple[Float[Array, "... n"], Magnitudes]:
     x, before = _prepared(x, w, act, before)
     y, rounded = _run(x, before, w, bias, act, after)
     if rounded is None or w.smooth is not None:  # the kernel sums what it rounds, and that is smoothed
-        return y, outlier_ratio(applied(before, x))
-    return y, ratio(rounded.total, rounded.largest, x.size)
+        return y, magnitudes(applied(before, x))
+    return y, Magnitudes(rounded.total, rounded.largest)
 
 
 def _prepared(x: Array, w: QuantizedWeight, act: str | None, before: Before | None) -> tuple[Array, Before | None]:

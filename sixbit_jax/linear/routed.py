@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from sixbit_jax.linear.after import Added
-from sixbit_jax.linear.api import linear, measured_linear
+from sixbit_jax.linear.api import linear, linear_and_magnitudes
 from sixbit_jax.linear.before import Before
 from sixbit_jax.linear.spec import Weight
 from sixbit_jax.routes import Route
@@ -41,7 +41,7 @@ def routed_linear(
     if isinstance(w, jax.Array):
         routes = [Route(None, route.implementation if route.act is None else None) for route in routes]
         routes = routes[:1] if len(set(routes)) == 1 else routes
-    product = measured_linear if measured else linear
+    product = linear_and_magnitudes if measured else linear
 
     def branch(route: Route) -> Callable[..., Any]:
         return lambda x, w, bias, before, after: product(
@@ -49,6 +49,10 @@ def routed_linear(
         )
 
     branches = [branch(route) for route in routes]
-    if len(branches) == 1:
-        return branches[0](x, w, bias, before, after)
-    return lax.switch(index, branches, x, w, bias, before, after)
+    operands = (x, w, bias, before, after)
+    found = branches[0](*operands) if len(branches) == 1 else lax.switch(index, branches, *operands)
+    if not measured:
+        return found
+    # Not in the branches: there, the small kernels of these sums would each wait for the one before.
+    y, seen = found
+    return y, seen.ratio(x.size)
