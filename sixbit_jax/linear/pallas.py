@@ -18,14 +18,13 @@ by up to 2⁻⁸ |gate · y| before the last rounding, which may then part them 
 The kernels are imported where they run: Mosaic GPU takes a second to import, and a CPU has no use for it.
 """
 
-import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from pallas_kernels import hopper
 from sixbit_jax.formats import NVFP4Tensor, QuantizedTensor, QuantizedWeight, to_int8
 from sixbit_jax.linear.after import Added, added
 from sixbit_jax.linear.before import Before, Gelu, LayerNorm, applied
@@ -38,21 +37,7 @@ FUSED_K = 256
 
 
 def supports(spec: LinearSpec) -> str | None:
-    return _device(spec) or (_integers(spec) if spec.act == "int8" else _few_tokens(spec))
-
-
-def _device(spec: LinearSpec) -> str | None:
-    if spec.platform != "gpu":
-        return f"runs on a Hopper GPU, this is {spec.platform}"
-    capability = _capability()
-    return (
-        None if capability.startswith("9.") else f"runs on a Hopper GPU, this one has compute capability {capability}"
-    )
-
-
-@functools.cache
-def _capability() -> str:
-    return str(jax.devices("gpu")[0].compute_capability)
+    return hopper.refusal(spec.platform) or (_integers(spec) if spec.act == "int8" else _few_tokens(spec))
 
 
 def _integers(spec: LinearSpec) -> str | None:

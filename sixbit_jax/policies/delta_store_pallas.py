@@ -5,11 +5,10 @@ second to import, and a CPU has no use for it.
 """
 
 import dataclasses
-import functools
 
-import jax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels import hopper
 from sixbit_jax.formats import Int8Tensor
 
 COLUMNS = 512  # a warp takes of a token
@@ -26,20 +25,13 @@ class AddSpec:
 
 
 def supports(spec: AddSpec) -> str | None:
-    if spec.platform != "gpu":
-        return f"runs on a Hopper GPU, this is {spec.platform}"
-    if not _capability().startswith("9."):
-        return f"runs on a Hopper GPU, this one has compute capability {_capability()}"
+    if reason := hopper.refusal(spec.platform):
+        return reason
     if spec.cache_format != "int8":
         return f"the deltas are {spec.cache_format}, the kernel reads int8"
     if spec.x != "bfloat16":
         return f"x is {spec.x}, the kernel reads bfloat16"
     return f"x is {spec.d} wide, expected a multiple of {COLUMNS}" if spec.d % COLUMNS else None
-
-
-@functools.cache
-def _capability() -> str:
-    return str(jax.devices("gpu")[0].compute_capability)
 
 
 def add(x: Float[Array, "b s d"], store: Int8Tensor, slots: Int[Array, " l"]) -> Float[Array, "b s d"]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.policies import skipped_stack
+from pallas_kernels import hopper
 from pallas_kernels.add_deltas.config import TILE
 from sixbit_jax.dispatch import UnsupportedError
 from sixbit_jax.policies import PolicySpec, TemporalDeltaCache, delta_store, delta_store_pallas
@@ -19,7 +20,7 @@ RUN = PolicySpec(3, ("only",), 2, 16, 24, 512, "bf16")
 
 @pytest.fixture(autouse=True)
 def on_a_hopper_gpu(monkeypatch):
-    monkeypatch.setattr(delta_store_pallas, "_capability", lambda: "9.0")
+    monkeypatch.setattr(hopper, "capability", lambda: "9.0")
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_refused_with_the_reason(changes, reason):
 
 
 def test_older_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr(delta_store_pallas, "_capability", lambda: "8.0")
+    monkeypatch.setattr(hopper, "capability", lambda: "8.0")
     assert "compute capability 8.0" in delta_store_pallas.supports(SPEC)
 
 

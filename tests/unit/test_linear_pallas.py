@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import hopper
 from pallas_kernels.nvfp4_matmul.config import MOST_TOKENS
 from sixbit_jax.formats import QuantizedWeight, hadamard, quantize_int8, quantize_nvfp4
 from sixbit_jax.linear import Added, Gelu, LayerNorm, linear, pallas, reference, xla
@@ -20,7 +21,7 @@ SPEC = LinearSpec(m=64, k=512, n=256, x="bfloat16", w="nvfp4", act="int8", platf
 
 @pytest.fixture(autouse=True)
 def on_a_hopper_gpu(monkeypatch):
-    monkeypatch.setattr(pallas, "_capability", lambda: "9.0")
+    monkeypatch.setattr(hopper, "capability", lambda: "9.0")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_refused_with_the_reason(changes, reason):
 
 
 def test_older_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr(pallas, "_capability", lambda: "8.0")
+    monkeypatch.setattr(hopper, "capability", lambda: "8.0")
     assert "compute capability 8.0" in pallas.supports(SPEC)
 
 
@@ -165,7 +166,7 @@ def test_which_is_closer_to_the_sum_in_f32(rng, after):
 @pytest.mark.parametrize("mapped", ["residual and gate", "nothing"])
 def test_videos_at_once_are_added_each_to_its_own(rng, monkeypatch, mapped):
     """In `several.py` every video has a gate of its own, and inside the map it is one a channel."""
-    monkeypatch.setattr(pallas, "_device", lambda spec: None)
+    monkeypatch.setattr(hopper, "refusal", lambda platform: None)
     w, x = weights(rng)["int8"], jnp.asarray(rng.normal(size=(2, 1, 9, 512)), jnp.bfloat16)
     after = Added(residual(rng)[:, None], vectors(rng, 2, 1, 1, 256)[1])
     axes = Added(0, 0) if mapped != "nothing" else None
