@@ -75,14 +75,10 @@ def linear(
     >>> linear(jnp.ones((2, 16)), quantize_nvfp4(jnp.ones((4, 16))), act="int8")[0].tolist()
     [16.0, 16.0, 16.0, 16.0]
     """
-    check_operands(x, w, bias)
-    check_before(before, x)
-    check_after(after, x, w)
-    w = wrap(w)
-    choice = _choose(x, w, act, implementation)
+    w, name = _checked(x, w, bias, act, before, after, implementation)
     if isinstance(w, QuantizedWeight):
-        return _straight_through(choice.name, act, before, after, x, w, bias)
-    return _IMPLEMENTATIONS[choice.name].run(x, w, bias, act, before, after)
+        return _straight_through(name, act, before, after, x, w, bias)
+    return _IMPLEMENTATIONS[name].run(x, w, bias, act, before, after)
 
 
 def measured_linear(
@@ -119,11 +115,8 @@ def linear_and_magnitudes(
     implementation: str | None = None,
 ) -> tuple[Float[Array, "... n"], Magnitudes]:
     """`measured_linear`, row by row of what it multiplies."""
-    check_operands(x, w, bias)
-    check_before(before, x)
-    check_after(after, x, w)
-    w = wrap(w)
-    chosen = _IMPLEMENTATIONS[_choose(x, w, act, implementation).name]
+    w, name = _checked(x, w, bias, act, before, after, implementation)
+    chosen = _IMPLEMENTATIONS[name]
     if chosen.measure is not None:
         return chosen.measure(x, w, bias, act, before, after)
     if before is not None:
@@ -152,6 +145,23 @@ def spec(x: Any, w: Any, *, act: str | None = None) -> LinearSpec:
     (10, 3, 4, 'float32')
     """
     return describe(x, wrap(w), act)
+
+
+def _checked(
+    x: Array,
+    w: Weight,
+    bias: Array | None,
+    act: str | None,
+    before: Before | None,
+    after: Added | None,
+    implementation: str | None,
+) -> tuple[Weight, str]:
+    """The weight as implementations take it, and the name of the one that runs."""
+    check_operands(x, w, bias)
+    check_before(before, x)
+    check_after(after, x, w)
+    w = wrap(w)
+    return w, _choose(x, w, act, implementation).name
 
 
 def _choose(x: Any, w: Any, act: str | None, implementation: str | None) -> Choice:
