@@ -66,16 +66,29 @@ class Trials:
         (cache, tau), (precision, threshold) = _apart(cache), _apart(precision)
         recipe = dataclasses.replace(self.pipe.recipe, cache=cache, precision=precision)
         pipe = WanPipeline(self.pipe.components, recipe)
-        chosen = [
-            pipe.settings(prompt=prompt, **self.settings | {"seed": self.settings["seed"] + index})
-            for index, prompt in enumerate(self.prompts)
-        ]
         traces: list[Trace] = []
-        for first in range(0, len(chosen), self.batch):
-            some = chosen[first : first + self.batch]
-            traces += _run(pipe, some, (tau, threshold))
-            advance(len(some))
+        for first, texts, noise in self._batches:
+            parts, infos = pipe.parts(first), pipe.infos(first)
+            some = _traces(parts, (tau, threshold), pipe.components.experts, texts, noise, infos)
+            some = jax.tree.map(np.asarray, some)
+            traces += [jax.tree.map(lambda leaf, i=i: leaf[i], some) for i in range(len(texts))]
+            advance(len(texts))
         return traces
+
+    @functools.cached_property
+    def _batches(self) -> list[tuple[Settings, Array, Array]]:
+        """The settings of the first, texts and noise: made once, whatever is tried on them."""
+        seed = self.settings["seed"]
+        chosen = [
+            self.pipe.settings(prompt=prompt, **self.settings | {"seed": seed + i})
+            for i, prompt in enumerate(self.prompts)
+        ]
+        batches = [chosen[first : first + self.batch] for first in range(0, len(chosen), self.batch)]
+        stacked = lambda make, batch: jnp.stack([make(each) for each in batch])
+        return [
+            (batch[0], stacked(self.pipe.encode_text, batch), stacked(self.pipe.initial_latents, batch))
+            for batch in batches
+        ]
 
     @property
     def spec(self) -> PolicySpec:
@@ -145,14 +158,6 @@ def _apart(policy: Policy) -> tuple[Policy, Thresholds]:
 
 def _with(policy: Policy, thresholds: Thresholds) -> Policy:
     return dataclasses.replace(policy, **thresholds)  # type: ignore[type-var]
-
-
-def _run(pipe: WanPipeline, chosen: Sequence[Settings], thresholds: tuple[Thresholds, Thresholds]) -> list[Trace]:
-    texts = jnp.stack([pipe.encode_text(each) for each in chosen])
-    noise = jnp.stack([pipe.initial_latents(each) for each in chosen])
-    parts, infos = pipe.parts(chosen[0]), pipe.infos(chosen[0])
-    traces = jax.tree.map(np.asarray, _traces(parts, thresholds, pipe.components.experts, texts, noise, infos))
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], traces) for i in range(len(chosen))]
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=COMPILER_OPTIONS)
