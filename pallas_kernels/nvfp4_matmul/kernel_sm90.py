@@ -31,6 +31,7 @@ from pallas_kernels.mosaic import launch_grid, load, swizzled
 from pallas_kernels.nvfp4_matmul.config import CHUNK, FusedConfig
 from pallas_kernels.nvfp4_matmul.emulation import interleave
 from pallas_kernels.nvfp4_matmul.operands_sm90 import BLOCKS, ROWS, STEP, WORDS, decode
+from pallas_kernels.nvfp4_matmul.stages import prefetch, slot_to_fill
 
 DECODERS = 2
 BY_ROW = plgpu.Layout.WGMMA.reduce(1)
@@ -155,11 +156,8 @@ class Kernel:
         return pl.ds(self._row_tile() * DECODERS * ROWS, DECODERS * ROWS)
 
     def _prefetch(self, words_gmem, scales_gmem) -> None:
-        """The first weights to the second-level cache. Should the kernel before still write them, that is no harm."""
-        first = lax.axis_index("part") * self.chunks
-        for i in range(min(self.config.stages, self.chunks)):
-            plgpu.async_prefetch(words_gmem.at[self._rows(), pl.ds((first + i) * WORDS, WORDS)])
-            plgpu.async_prefetch(scales_gmem.at[self._rows(), pl.ds((first + i) * BLOCKS, BLOCKS)])
+        first, count = lax.axis_index("part") * self.chunks, min(self.config.stages, self.chunks)
+        prefetch((words_gmem, scales_gmem), (WORDS, BLOCKS), self._rows(), first, count)
 
     def _load(self, inputs, scratch) -> None:
         x_gmem, words_gmem, scales_gmem, vectors_gmem = inputs
@@ -169,19 +167,8 @@ class Kernel:
 
         @pl.loop(0, self.chunks)
         def _chunk(i):
-            slot = lax.rem(i, stages)
+            slot = slot_to_fill(i, stages, self.config.ahead or stages, scratch)
             full = scratch["full"].at[slot]
-
-            @pl.when(i >= stages)
-            def _wait_until_empty():
-                plgpu.barrier_wait(scratch["empty"].at[slot])
-
-            if 0 < self.config.ahead < stages:
-
-                @pl.when(i >= self.config.ahead)
-                def _wait_for_an_earlier_one():
-                    plgpu.barrier_wait(scratch["full"].at[lax.rem(i - self.config.ahead, stages)])
-
             columns = lambda size: pl.ds((first + i) * size, size)
             plgpu.copy_gmem_to_smem(x_gmem.at[:, columns(CHUNK)], scratch["x_smem"].at[slot], full, **shared)
             plgpu.copy_gmem_to_smem(words_gmem.at[rows, columns(WORDS)], scratch["words_smem"].at[slot], full)

@@ -24,6 +24,7 @@ from pallas_kernels.mosaic import in_eights, swizzled
 from pallas_kernels.nvfp4_matmul import warps_sm90
 from pallas_kernels.nvfp4_matmul.config import FusedConfig
 from pallas_kernels.nvfp4_matmul.lanes_sm90 import BLOCKS, SLICE, SLICES, SPAN, WORDS, Lane, Share, multiply
+from pallas_kernels.nvfp4_matmul.stages import prefetch, slot_to_fill
 from pallas_kernels.nvfp4_matmul.warps_sm90 import SWIZZLED, WARPGROUPS
 
 SWIZZLED_TOKENS = swizzled(SLICE, jnp.bfloat16)
@@ -100,12 +101,8 @@ class Kernel(warps_sm90.Kernel):
         return tile if self.cluster == 1 else tile * self.cluster + lax.axis_index("cluster")
 
     def _prefetch(self, inputs) -> None:
-        """The first weights to the second-level cache. Should the kernel before still write them, that is no harm."""
-        _, words_gmem, scales_gmem = inputs
         rows = pl.ds(self._tile() * self.share.rows, self.share.rows)
-        for i in range(min(self.stages, self.share.spans)):
-            plgpu.async_prefetch(words_gmem.at[rows, pl.ds(i * WORDS, WORDS)])
-            plgpu.async_prefetch(scales_gmem.at[rows, pl.ds(i * BLOCKS, BLOCKS)])
+        prefetch(inputs[1:], (WORDS, BLOCKS), rows, 0, min(self.stages, self.share.spans))
 
     def _load(self, inputs, stages, scratch) -> None:
         rows = pl.ds(self._tile() * self.share.rows, self.share.rows)
@@ -114,7 +111,7 @@ class Kernel(warps_sm90.Kernel):
 
         @pl.loop(0, self.share.spans)
         def _span(i):
-            slot = self._slot_to_fill(i, scratch)
+            slot = slot_to_fill(i, self.stages, self.ahead, scratch)
             copies = zip(inputs, stages, (whole, rows, rows), (SPAN, WORDS, BLOCKS), (shared, {}, {}), strict=True)
             for gmem, smem, lines, size, how in copies:
                 source = gmem.at[lines, pl.ds(i * size, size)]

@@ -35,6 +35,7 @@ from pallas_kernels import ptx
 from pallas_kernels.mosaic import WARPGROUP, ceil_div, launch_grid, swizzled
 from pallas_kernels.nvfp4_matmul.config import FusedConfig
 from pallas_kernels.nvfp4_matmul.lanes_sm90 import BLOCKS, SLICES, WORDS, Lane, Share, multiply
+from pallas_kernels.nvfp4_matmul.stages import slot_to_fill
 
 SWIZZLED = swizzled(WORDS, jnp.int32)
 WARPGROUPS = SLICES // 4  # of a group
@@ -114,26 +115,10 @@ class Kernel:
 
         @pl.loop(0, self.share.spans)
         def _span(i):
-            slot = self._slot_to_fill(i, scratch)
+            slot = slot_to_fill(i, self.stages, self.ahead, scratch)
             for gmem, name, size in zip(weights_gmem, ("words_smem", "scales_smem"), (WORDS, BLOCKS), strict=True):
                 source = gmem.at[rows, pl.ds(i * size, size)]
                 plgpu.copy_gmem_to_smem(source, scratch[name].at[slot], scratch["full"].at[slot])
-
-    def _slot_to_fill(self, i: Array, scratch) -> Array:
-        """Once it is empty, and not too much is under way: what comes first would come later."""
-        slot = lax.rem(i, self.stages)
-
-        @pl.when(i >= self.stages)
-        def _wait_until_empty():
-            plgpu.barrier_wait(scratch["empty"].at[slot])
-
-        if self.ahead < self.stages:
-
-            @pl.when(i >= self.ahead)
-            def _wait_for_an_earlier_one():
-                plgpu.barrier_wait(scratch["full"].at[lax.rem(i - self.ahead, self.stages)])
-
-        return slot
 
     def _multiply(self, group: Array, x_gmem, scratch) -> Array:
         groups = self.share.groups
