@@ -323,3 +323,9 @@ def descriptor(ref: Value, *, stride: int, leading: int = 0, swizzle: int) -> Va
 
 def address(ref: Value) -> Value:
     return llvm.ptrtoint(_TYPES["l"](), utils.memref_ptr(ref))
+
+
+def global_address(ref: Value, index: Value, size: int) -> Value:
+    """Of one of an array's values, in device memory."""
+    text = f"{{{{ .reg .b64 p; mad.wide.u32 p, {{i[1]}}, {size}, {{i[0]}}; cvta.to.global.u64 {{o[0]}}, p; }}}}"
+    return op(text, "l", ("l", address(ref)), ("r", index))

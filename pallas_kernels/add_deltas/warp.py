@@ -81,7 +81,7 @@ class Warp:
         found = [self._place(places, share) for share in range(division.shares)]
         words = [word for layer in range(division.ahead) for word in self._codes(found, ptx.constant(layer, "r"))]
         scales = [ptx.load_global(scale, _mad(place, division.m, token)) for place in found]
-        origin = _address(x, self.first, 2)
+        origin = ptx.global_address(x, self.first, 2)
         pairs = [word for half in (0, 16) for word in ptx.load_sixteen("ld.global", ("l", origin), half, None)]
         return State(found, words, scales, [value for pair in pairs for value in regs.as_floats(pair)])
 
@@ -100,7 +100,7 @@ class Warp:
             f"mad.wide.u32 {{o[0]}}, {{i[0]}}, {size}, {{i[1]}};",
             "l",
             ("r", place),
-            ("l", _address(self.arrays[1], self.first, 1)),
+            ("l", ptx.global_address(self.arrays[1], self.first, 1)),
         )
         return regs.load(origin, 0, None)
 
@@ -122,7 +122,7 @@ class Warp:
         division = self.division
         left = division.layers - division.turns * division.ahead
         sums = self.turn(first, state, left, left - division.ahead).sums
-        to = _address(self.arrays[0], self.first, 2)
+        to = ptx.global_address(self.arrays[0], self.first, 2)
         for half in (0, 8):
             pairs = [ptx.to_bf16(sums[half + i : half + i + 2]) for i in range(0, 8, 2)]
             regs.store(to, 2 * half, pairs, self.exists)
@@ -149,12 +149,6 @@ def of_layer(shares: list[Value], layer: Value, kind: str) -> Value:
     # Of the layer its last five bits count.
     text = "shfl.sync.idx.b32 {o[0]}, {i[0]}, {i[1]}, 31, 0xffffffff;"
     return ptx.emit(text, kind, [(kind, chosen), ("r", layer)], volatile=True)[0]
-
-
-def _address(array: Value, index: Value, size: int) -> Value:
-    """Of one of its values, in device memory."""
-    text = f"{{{{ .reg .b64 p; mad.wide.u32 p, {{i[1]}}, {size}, {{i[0]}}; cvta.to.global.u64 {{o[0]}}, p; }}}}"
-    return ptx.op(text, "l", ("l", ptx.address(array)), ("r", index))
 
 
 def _int(text: str, *operands: Value) -> Value:

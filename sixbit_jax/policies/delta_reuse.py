@@ -108,29 +108,15 @@ class AbstractDeltaReuse(AbstractCachePolicy):
     def _run(
         self, compute: Compute, x: Float[Array, "b s d"], memory: Any, slot: Int[Array, ""]
     ) -> tuple[Float[Array, "b s d"], Any, dict[str, Any]]:
-        # x outlives y here, and the loop over layers keeps y where x lies, so XLA copies one of the two: 201 MB a block
-        # (1.3B, 480p). Two layers a turn of the loop (`unroll`) need one copy for both, and twice the code. Making y in
-        # a pass of its own, after all that reads x, reads again as many bytes as the copy takes.
         y, notes = compute(x)
         place, deltas = memory["place"][slot], memory["deltas"]
+        keep = lambda x, y, deltas: delta_store.keep(self.cache_format, x, y, deltas, place)
         if self.layers is None:
-            deltas, change = self._keep(x, y, deltas, place)
+            kept = keep(x, y, deltas)
         else:
-            keep = lambda x, y, deltas: self._keep(x, y, deltas, place)
-            deltas, change = lax.cond(place >= 0, keep, lambda x, y, deltas: (deltas, jnp.float32(0)), x, y, deltas)
-        return y, memory | {"deltas": deltas}, notes | {"gamma": relative_change(x, y), "change": change}
-
-    def _keep(
-        self, x: Float[Array, "b s d"], y: Float[Array, "b s d"], deltas: Any, place: Int[Array, ""]
-    ) -> tuple[Any, Float[Array, ""]]:
-        """The deltas with this one, and its change."""
-        delta = y.astype(jnp.float32) - x.astype(jnp.float32)
-        old = delta_store.read(self.cache_format, deltas, place)
-        change = jnp.abs(delta - old).sum() / jnp.maximum(jnp.abs(old).sum(), jnp.finfo(jnp.float32).tiny)
-        # Never below zero; but now the write has to wait for the read, and XLA updates in place. Without a reason to
-        # wait it keeps a copy of all deltas to read from.
-        after = place + (change < 0).astype(place.dtype)
-        return delta_store.write(self.cache_format, deltas, after, delta), change
+            measure = lambda x, y, deltas: delta_store.Kept(y, deltas, relative_change(x, y), jnp.float32(0))
+            kept = lax.cond(place >= 0, keep, measure, x, y, deltas)
+        return kept.y, memory | {"deltas": kept.store}, notes | {"gamma": kept.gamma, "change": kept.change}
 
     @property
     def measures(self) -> tuple[str, ...]:

@@ -3,13 +3,14 @@
 The store is a pytree whose leaves lead with the slots, so that it rides in a scan's carry and is updated in place. INT8
 has one scale per token; NVFP4 blocks of 16 with one tensor scale per slot.
 
-A step that skips every block adds all deltas of its branch (`add_all`). XLA makes one pass of that over the deltas of
-any format, in bf16 at the speed of its bytes; for INT8 there is a kernel of ours (`delta_store_pallas`).
+A block that ran leaves its delta here, which is measured on its way (`keep`); a step that skips every block adds all
+deltas of its branch (`add_all`). XLA does both for every format; our kernels (`delta_store_pallas`) keep deltas in
+bf16, and add those in INT8: what XLA adds in bf16 it adds at the speed of its bytes.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,18 @@ from jaxtyping import Array, Float, Int
 from sixbit_jax.dispatch import Choice, Implementation, choose
 from sixbit_jax.formats import dequantize, quantize_int8, quantize_nvfp4, stored_bytes
 from sixbit_jax.policies import delta_store_pallas
-from sixbit_jax.policies.delta_store_pallas import AddSpec
+from sixbit_jax.policies.delta_store_pallas import StoreSpec
 
 Store: TypeAlias = Any
+
+
+class Kept(NamedTuple):
+    """A block's output, the store with its delta, and what the delta is like."""
+
+    y: Array
+    store: Store
+    gamma: Array  # relative to the block's input: Σ|y - x| / Σ|x|
+    change: Array  # since the last one, relative to that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +81,20 @@ def read(name: str, store: Store, slot: Int[Array, ""]) -> Float[Array, "b s d"]
     )
 
 
+def keep(
+    name: str,
+    x: Float[Array, "b s d"],
+    y: Float[Array, "b s d"],
+    store: Store,
+    slot: Int[Array, ""],
+    implementation: str | None = None,
+) -> Kept:
+    """Keep what a block added to x to make y. Sums of magnitudes are f32, in another order by each implementation."""
+    choice = choose("keep", _KEEP, _spec(name, x), implementation)
+    y, store, (delta, size, change, old) = _KEEP[choice.name].run(name, x, y, store, slot)
+    return Kept(y, store, delta / size, change / jnp.maximum(old, jnp.finfo(jnp.float32).tiny))
+
+
 def add_all(
     name: str, x: Float[Array, "b s d"], store: Store, slots: Int[Array, " l"], implementation: str | None = None
 ) -> Float[Array, "b s d"]:
@@ -99,17 +123,39 @@ def _add_by_xla(name: str, x: Float[Array, "b s d"], store: Store, slots: Int[Ar
     return lax.scan(add, x.astype(jnp.float32), slots, unroll=True)[0].astype(x.dtype)
 
 
+def _keep_by_xla(
+    name: str, x: Float[Array, "b s d"], y: Float[Array, "b s d"], store: Store, slot: Int[Array, ""]
+) -> tuple[Array, Store, tuple[Array, ...]]:
+    # x outlives y here, and the loop over layers keeps y where x lies, so XLA copies one of the two: 201 MB a block
+    # (1.3B, 480p). Two layers a turn of the loop (`unroll`) need one copy for both, and twice the code. Making y in
+    # a pass of its own, after all that reads x, reads again as many bytes as the copy takes.
+    before = x.astype(jnp.float32)
+    delta = y.astype(jnp.float32) - before
+    old = read(name, store, slot)
+    sums = tuple(jnp.abs(each).sum() for each in (delta, before, delta - old, old))
+    # Never below zero; but now the write has to wait for the read, and XLA updates in place. Without a reason to
+    # wait it keeps a copy of all deltas to read from.
+    after = slot + (sums[-1] < 0).astype(slot.dtype)
+    return y, write(name, store, after, delta), sums
+
+
 # In order of preference.
 _ADD_ALL = {
     "pallas": Implementation(
-        delta_store_pallas.supports, lambda name, x, store, slots: delta_store_pallas.add(x, store, slots)
+        delta_store_pallas.supports_add, lambda name, x, store, slots: delta_store_pallas.add(x, store, slots)
     ),
     "xla": Implementation(lambda spec: None, _add_by_xla),
 }
+_KEEP = {
+    "pallas": Implementation(
+        delta_store_pallas.supports_keep, lambda name, *operands: delta_store_pallas.keep(*operands)
+    ),
+    "xla": Implementation(lambda spec: None, _keep_by_xla),
+}
 
 
-def _spec(name: str, x: jax.ShapeDtypeStruct | Array) -> AddSpec:
-    return AddSpec(name, jnp.dtype(x.dtype).name, x.shape[-1], jax.default_backend())
+def _spec(name: str, x: jax.ShapeDtypeStruct | Array) -> StoreSpec:
+    return StoreSpec(name, jnp.dtype(x.dtype).name, x.shape[-1], jax.default_backend())
 
 
 def _abstract(name: str, shape: tuple[int, ...]) -> Any:

@@ -12,9 +12,9 @@ from pallas_kernels import hopper
 from pallas_kernels.add_deltas.config import TILE
 from sixbit_jax.dispatch import UnsupportedError
 from sixbit_jax.policies import PolicySpec, TemporalDeltaCache, delta_store, delta_store_pallas
-from sixbit_jax.policies.delta_store_pallas import AddSpec
+from sixbit_jax.policies.delta_store_pallas import StoreSpec
 
-SPEC = AddSpec("int8", "bfloat16", 1536, "gpu")
+SPEC = StoreSpec("int8", "bfloat16", 1536, "gpu")
 RUN = PolicySpec(3, ("only",), 2, 16, 24, 512, "bf16")
 
 
@@ -26,7 +26,7 @@ def on_a_hopper_gpu(monkeypatch):
 @pytest.fixture
 def taken(monkeypatch):
     """As if this were a Hopper GPU."""
-    supports = lambda spec: delta_store_pallas.supports(dataclasses.replace(spec, platform="gpu"))
+    supports = lambda spec: delta_store_pallas.supports_add(dataclasses.replace(spec, platform="gpu"))
     monkeypatch.setitem(
         delta_store._ADD_ALL, "pallas", dataclasses.replace(delta_store._ADD_ALL["pallas"], supports=supports)
     )
@@ -43,18 +43,18 @@ def taken(monkeypatch):
     ],
 )
 def test_refused_with_the_reason(changes, reason):
-    assert delta_store_pallas.supports(SPEC) is None
-    assert reason in delta_store_pallas.supports(dataclasses.replace(SPEC, **changes))
+    assert delta_store_pallas.supports_add(SPEC) is None
+    assert reason in delta_store_pallas.supports_add(dataclasses.replace(SPEC, **changes))
 
 
 def test_older_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(hopper, "capability", lambda: "8.0")
-    assert "compute capability 8.0" in delta_store_pallas.supports(SPEC)
+    assert "compute capability 8.0" in delta_store_pallas.supports_add(SPEC)
 
 
 def test_columns_are_those_of_the_kernel():
     """Said twice: to ask what is supported must not import the kernels."""
-    assert delta_store_pallas.COLUMNS == TILE
+    assert delta_store_pallas.ADD_COLUMNS == TILE
 
 
 def test_a_cpu_takes_xla_and_says_why():
