@@ -70,24 +70,22 @@ def launch_in_place(
     body: Callable[..., None],
     places: tuple[jax.Array, ...],
     *others: Any,
-    out_type: Any = (),
     grid: dict[str, int],
     warpgroups: int,
-) -> tuple[list[jax.Array], Any]:
+) -> Any:
     """As `launch_grid`, of a kernel that writes to its first arguments: where they are not needed any more, in place.
 
-    Returns them as they are then, and what has memory of its own (`out_type`).
+    Returns them as they are then. A result with memory of its own is one more, `jax.lax.empty` before.
     """
     call = pl.kernel(  # jax 0.10 does not let plgpu.kernel write to what it is given
         body,
-        out_type=out_type,
+        out_type=(),
         name=type(body).__name__,
         mesh=plgpu.Mesh(grid=tuple(grid.values()), grid_names=tuple(grid), num_threads=warpgroups, thread_name="wg"),
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
     )
-    refs = [jax.new_ref(place) for place in places]
-    out = call(*refs, *others)
-    return [jax.freeze(ref) for ref in refs], out
+    # Not with refs of its own and a result beside them: jax 0.10 cannot do that under custom_vmap.
+    return pl.run_state(lambda refs: call(*refs, *others))(places)
 
 
 def swizzled(columns: int, dtype: Any) -> tuple[Any, ...]:

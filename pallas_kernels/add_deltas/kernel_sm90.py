@@ -33,7 +33,7 @@ def run(x: Array, codes: Array, scale: Array, places: Array, *, config: AddDelta
     _check(config)
     division = Division(codes.shape[0], *x.shape, places.shape[0], config)
     grid = {"cta": division.ctas}
-    (y,), _ = launch_in_place(Kernel(division), (x,), codes, scale, places, grid=grid, warpgroups=config.warpgroups)
+    (y,) = launch_in_place(Kernel(division), (x,), codes, scale, places, grid=grid, warpgroups=config.warpgroups)
     return y
 
 

@@ -15,7 +15,7 @@ def emulate(x: Array, y: Array, deltas: Array, place: Array) -> tuple[Array, Arr
     # Never below zero; but now the write has to wait for the read, and XLA updates in place. Without a reason to wait
     # it keeps a copy of all deltas to read from. Behind a barrier: written from what it is computed from, XLA would
     # hold on to x, and copy it.
-    place = place + (sums[3] < 0).astype(place.dtype)
+    place = place + (sums[2] + sums[3] < 0).astype(place.dtype)
     kept = lax.optimization_barrier(delta.astype(deltas.dtype))
     return y, lax.dynamic_update_index_in_dim(deltas, kept, place, 0), sums
 

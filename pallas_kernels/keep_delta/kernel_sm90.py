@@ -12,7 +12,6 @@ many warps as fit on an SM. Ten instructions a value are 16 µs of the scheduler
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -26,14 +25,10 @@ from pallas_kernels.mosaic import launch_in_place
 def run(x: Array, y: Array, deltas: Array, place: Array, *, config: KeepDeltaConfig) -> tuple[Array, Array, Array]:
     _check(config)
     division = Division(deltas.shape[0], *x.shape, config)
-    (y, deltas), sums = launch_in_place(
-        Kernel(division),
-        (x, deltas),
-        y,
-        place[None],
-        out_type=jax.ShapeDtypeStruct((SUMS, division.warps), jnp.float32),
-        grid={"cta": division.ctas},
-        warpgroups=config.warpgroups,
+    sums = lax.empty((SUMS, division.warps), jnp.float32)
+    grid = {"cta": division.ctas}
+    y, deltas, sums = launch_in_place(
+        Kernel(division), (x, deltas, sums), y, place[None], grid=grid, warpgroups=config.warpgroups
     )
     return y, deltas, sums.sum(1)
 

@@ -45,7 +45,7 @@ class Warp:
     """It is told where arrays begin."""
 
     def __init__(
-        self, division: Division, cta: Value, x: Value, deltas: Value, y: Value, place: Value, sums: Value
+        self, division: Division, cta: Value, x: Value, deltas: Value, sums: Value, y: Value, place: Value
     ) -> None:
         self.division, self.out = division, sums
         thread = ptx.thread_in_cta()

@@ -135,7 +135,7 @@ def _keep_by_xla(
     sums = tuple(jnp.abs(each).sum() for each in (delta, before, delta - old, old))
     # Never below zero; but now the write has to wait for the read, and XLA updates in place. Without a reason to
     # wait it keeps a copy of all deltas to read from.
-    after = slot + (sums[-1] < 0).astype(slot.dtype)
+    after = slot + (sums[2] + sums[3] < 0).astype(slot.dtype)
     return y, write(name, store, after, delta), sums
 
 
