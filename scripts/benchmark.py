@@ -25,8 +25,8 @@ from benchmarks.kernels import report, session  # noqa: E402
 from sixbit_jax.cli import Parser, run  # noqa: E402
 from sixbit_jax.errors import UserError, nearest  # noqa: E402
 
-KERNELS = ("int8_matmul", "attention_int8", "quantize_rows", "nvfp4_matmul", "add_deltas", "attention_prologue")
-TUNABLE = KERNELS[:5]
+TUNABLE = ("int8_matmul", "attention_int8", "quantize_rows", "nvfp4_matmul", "add_deltas", "keep_delta")
+KERNELS = (*TUNABLE, "attention_prologue")
 FOLDER = ROOT / "benchmarks"
 ONE_DAY = 86400.0
 
