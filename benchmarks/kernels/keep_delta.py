@@ -1,4 +1,4 @@
-"""What a block added to its input, measured and kept, next to XLA's passes; the yardstick is the bandwidth of a copy."""
+"""What a block added to its input, measured and kept, next to XLA's passes; the yardstick is a copy's bandwidth."""
 
 import dataclasses
 import functools

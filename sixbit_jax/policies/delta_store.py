@@ -116,6 +116,15 @@ def explain(name: str, x: jax.ShapeDtypeStruct | Array, implementation: str | No
     return choose("add_all", _ADD_ALL, _spec(name, x), implementation)
 
 
+def explain_keep(name: str, x: jax.ShapeDtypeStruct | Array, implementation: str | None = None) -> Choice:
+    """Who would keep a delta of this, and why not the ones before it.
+
+    >>> explain_keep("int8", jax.ShapeDtypeStruct((1, 8, 512), jnp.bfloat16)).name
+    'xla'
+    """
+    return choose("keep", _KEEP, _spec(name, x), implementation)
+
+
 def _add_by_xla(name: str, x: Float[Array, "b s d"], store: Store, slots: Int[Array, " l"]) -> Float[Array, "b s d"]:
     # Unrolled it is one pass over all deltas, which does not write x thirty times. Rounding x in between would cost as
     # long as reading INT8 deltas does, and lose what is rounded.
