@@ -5,14 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import ptx_integers
+import ptx_lanes
 import pytest
 
 from benchmarks.kernels import add_deltas as benchmark
 from pallas_kernels import ptx
 from pallas_kernels.add_deltas import AddDeltasConfig, add_deltas, warp
 from pallas_kernels.add_deltas.warp import WARPS, Division, Warp
-from pallas_kernels.quantize_rows import registers
 
 
 def random_store(rng, slots, m, k):
@@ -43,65 +42,13 @@ def test_several_at_once_are_each_by_itself(rng):
 
 @pytest.fixture
 def registers_of_lanes(monkeypatch):
-    """Registers of a warp's 32 lanes as arrays, in place of instructions."""
-    bits, number = lambda x: x.astype(np.uint32).view(np.float32), lambda x: np.asarray(x, np.float64)
-    monkeypatch.setattr(ptx, "op", ptx_integers.op)
-    monkeypatch.setitem(ptx_integers.INSTRUCTIONS, "selp.b32", lambda a, b, here: np.where(here, a, b))
-    monkeypatch.setattr(ptx, "constant", lambda x, kind: x)
-    monkeypatch.setattr(ptx, "address", lambda address: address)
-    monkeypatch.setattr(ptx, "add", lambda x, y, kind: x + y)
-    monkeypatch.setattr(ptx, "subtract", lambda x, y: bits(np.asarray(x)) - np.float32(y))
-    # In float64 the product is exact.
-    monkeypatch.setattr(ptx, "fma", lambda x, y, z: (number(x) * number(y) + number(z)).astype(np.float32))
-    monkeypatch.setattr(ptx, "to_bf16", lambda pair: np.stack(pair, 1).astype(jnp.bfloat16).view(np.uint32)[:, 0])
-    monkeypatch.setattr(registers, "as_floats", lambda word: (bits(word << 16), bits(word & 0xFFFF0000)))
-    monkeypatch.setattr(ptx, "emit", _shuffle)
-
-
-def _shuffle(text, out, ins, volatile):
-    assert text.startswith("shfl.sync.idx.b32")
-    (_, x), (_, lane) = ins
-    return [np.broadcast_to(x[lane % 32], x.shape)]
+    ptx_lanes.replace_instructions(monkeypatch)
 
 
 def test_every_code_is_exact(registers_of_lanes):
     codes = np.arange(-128, 128, dtype=np.int8)
     found = warp.codes_of(codes.view(np.uint32).astype(np.int64))
     np.testing.assert_array_equal(np.stack(found, 1).reshape(-1), codes)
-
-
-class DeviceMemory:
-    """Arrays at addresses far apart, and what lanes read and write there."""
-
-    def __init__(self, *arrays):
-        self.arrays = [np.array(array) for array in arrays]
-        self.starts = [(i + 1) << 40 for i in range(len(arrays))]
-
-    def words(self, address, count):
-        array, place = self._find(address)
-        found = array.reshape(-1).view(np.uint32)
-        assert not (place % (4 * count)).any(), "not aligned"
-        return [found[place // 4 + i] for i in range(count)]
-
-    def load_global(self, ref, offset, kind="f"):
-        (word,) = self.words(ref + 4 * offset, 1)
-        return word.view(np.float32) if kind == "f" else word.view(np.int32).astype(np.int64)
-
-    def load_sixteen(self, instruction, address, offset, exists):
-        assert exists is None
-        return [word.astype(np.int64) for word in self.words(address[1] + offset, 4)]
-
-    def store(self, address, offset, words, exists):
-        array, place = self._find(address + offset)
-        here = np.ones(32, bool) if exists is None else np.broadcast_to(exists, 32) != 0
-        for i, word in enumerate(words):
-            array.reshape(-1).view(np.uint32)[place[here] // 4 + i] = word[here]
-
-    def _find(self, address):
-        (which,) = set(address >> 40)
-        array, place = self.arrays[which - 1], address - self.starts[which - 1]
-        assert ((place >= 0) & (place < array.nbytes)).all(), "outside"
-        return array, place
 
 
 @pytest.mark.parametrize("layers", [1, 4, 9, 34])
@@ -111,10 +58,8 @@ def test_warps_add_every_value_once(monkeypatch, rng, registers_of_lanes, layers
     x, codes, scale = random_store(rng, 40, 3, 1024)
     places = rng.integers(-2, 42, layers).astype(np.int32)
     division = Division(40, 3, 1024, layers, AddDeltasConfig(ahead=ahead))
-    memory = DeviceMemory(x, codes, scale, places)
-    monkeypatch.setattr(ptx, "load_global", memory.load_global)
-    monkeypatch.setattr(ptx, "load_sixteen", memory.load_sixteen)
-    monkeypatch.setattr(registers, "store", memory.store)
+    memory = ptx_lanes.DeviceMemory(x, codes, scale, places)
+    memory.use(monkeypatch)
     assert division.ctas == 2
     for cta in range(division.ctas):
         for number in range(WARPS):
