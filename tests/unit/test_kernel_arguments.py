@@ -15,6 +15,7 @@ from pallas_kernels import checks
 from pallas_kernels.add_deltas import add_deltas
 from pallas_kernels.attention_int8 import attention_int8
 from pallas_kernels.int8_matmul import int8_matmul
+from pallas_kernels.keep_delta import keep_delta
 from pallas_kernels.nvfp4_matmul import expand_to_int8, nvfp4_matmul
 from pallas_kernels.quantize_rows import quantize_rows
 
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 X, W = np.ones((16, 256), np.int8), np.ones((128, 256), np.int8)
 PACKED, SCALE = np.zeros((128, 128), np.uint8), np.ones((128, 16), jnp.float8_e4m3fn)
 DELTAS, SCALES, PLACES = np.ones((2, 16, 512), np.int8), np.ones((2, 16), np.float32), np.arange(2, dtype=np.int32)
+Y, KEPT = np.ones((16, 512), jnp.bfloat16), np.ones((2, 16, 512), jnp.bfloat16)
 HEADS = np.ones((1, 16, 2, 128), jnp.bfloat16)
 # (the argument, its value, the call)
 CALLS = [
@@ -30,6 +32,9 @@ CALLS = [
     ("packed", PACKED, lambda packed: expand_to_int8(packed, SCALE, np.float32(1))),
     ("x", np.ones((16, 256), jnp.bfloat16), lambda x: nvfp4_matmul(x, PACKED, SCALE, np.float32(1))),
     ("codes", DELTAS, lambda codes: add_deltas(np.ones((16, 512), jnp.bfloat16), codes, SCALES, PLACES)),
+    ("x", Y, lambda x: keep_delta(x, Y, KEPT, np.int32(1))),
+    ("y", Y, lambda y: keep_delta(Y, y, KEPT, np.int32(1))),
+    ("deltas", KEPT, lambda deltas: keep_delta(Y, Y, deltas, np.int32(1))),
     ("v", HEADS, lambda v: attention_int8(HEADS, HEADS, v)),
 ]
 
