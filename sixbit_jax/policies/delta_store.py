@@ -3,11 +3,12 @@
 The store is a pytree whose leaves lead with the slots, so that it rides in a scan's carry and is updated in place. INT8
 has one scale per token; NVFP4 blocks of 16 with one tensor scale per slot.
 
-A step that skips every block adds all deltas of its branch (`add_all`). XLA makes one pass of that over the deltas of
-any format, in bf16 at the speed of its bytes; for INT8 there is a kernel of ours (`delta_store_pallas`).
+A step that skips every block adds all deltas of its branch (`add_all`). XLA makes one pass of that over the deltas, in
+bf16 at the speed of its bytes, of NVFP4 a pass for every 20; for INT8 there is a kernel of ours (`delta_store_pallas`).
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -28,13 +29,16 @@ Store: TypeAlias = Any
 class _Format:
     encode: Callable[[Array], Any]
     decode: Callable[[Any], Array]
+    at_once: int = sys.maxsize  # deltas that XLA adds in one pass
 
 
 _FORMATS = {
     "f32": _Format(lambda delta: delta.astype(jnp.float32), lambda kept: kept),
     "bf16": _Format(lambda delta: delta.astype(jnp.bfloat16), lambda kept: kept.astype(jnp.float32)),
     "int8": _Format(quantize_int8, dequantize),
-    "nvfp4": _Format(quantize_nvfp4, dequantize),
+    # A pass of XLA has at most 96 operands and outputs. As it is put together, a delta of NVFP4 is several; of too many
+    # their codes, half a byte each, are written out as one to four bytes.
+    "nvfp4": _Format(quantize_nvfp4, dequantize, at_once=20),
 }
 
 
@@ -94,9 +98,13 @@ def explain(name: str, x: jax.ShapeDtypeStruct | Array, implementation: str | No
 
 def _add_by_xla(name: str, x: Float[Array, "b s d"], store: Store, slots: Int[Array, " l"]) -> Float[Array, "b s d"]:
     # Unrolled it is one pass over all deltas, which does not write x thirty times. Rounding x in between would cost as
-    # long as reading INT8 deltas does, and lose what is rounded.
-    add = lambda x, slot: (x + read(name, store, slot), None)
-    return lax.scan(add, x.astype(jnp.float32), slots, unroll=True)[0].astype(x.dtype)
+    # long as reading INT8 deltas does, and lose what is rounded. The barrier keeps passes apart, the sum in f32.
+    add = lambda total, slot: (total + read(name, store, slot), None)
+    total, at_once = x.astype(jnp.float32), _FORMATS[name].at_once
+    for first in range(0, len(slots), at_once):
+        total = lax.optimization_barrier(total) if first else total
+        total = lax.scan(add, total, slots[first : first + at_once], unroll=True)[0]
+    return total.astype(x.dtype)
 
 
 # In order of preference.
