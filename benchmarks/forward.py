@@ -12,7 +12,6 @@ import functools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,12 +26,16 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from converters import wan_dit
-from converters.read import Reader, Tensor
-from converters.rules import convert
-from sixbit_jax.models import wan
-from sixbit_jax.models.wan_config import WAN_1_3B, WAN_14B, WanConfig
-from sixbit_jax.models.wan_modules import abstract_params
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed package
+
+from benchmarks.provenance import provenance  # noqa: E402
+from converters import wan_dit  # noqa: E402
+from converters.read import Reader, Tensor  # noqa: E402
+from converters.rules import convert  # noqa: E402
+from sixbit_jax.models import wan  # noqa: E402
+from sixbit_jax.models.wan_config import WAN_1_3B, WAN_14B, WanConfig  # noqa: E402
+from sixbit_jax.models.wan_modules import abstract_params  # noqa: E402
 
 SIZES = {"1.3B": WAN_1_3B, "14B": WAN_14B}
 KEPT_F32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")  # as diffusers loads a bf16 checkpoint
@@ -57,7 +60,8 @@ def main() -> None:
     if not args.skip_error:
         result |= errors(model, ours, inputs)
     result |= times(model, ours, inputs, args.rounds)
-    result |= provenance()
+    result |= provenance("benchmarks/forward.py")
+    result |= {"torch": torch.__version__, "diffusers": diffusers.__version__}
     print(json.dumps(result, indent=1))
     if args.output:
         with args.output.open("a") as file:
@@ -168,21 +172,6 @@ def clock(run, wait=lambda: None) -> float:
     run()
     wait()
     return (time.perf_counter() - start) * 1e3
-
-
-def provenance() -> dict[str, str]:
-    commit = (
-        os.environ.get("COMMIT")
-        or subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    )
-    return {
-        "device": torch.cuda.get_device_name(),
-        "jax": jax.__version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "commit": commit,
-        "command": f"python benchmarks/forward.py {' '.join(sys.argv[1:])}",
-    }
 
 
 if __name__ == "__main__":

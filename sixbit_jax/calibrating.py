@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sixbit_jax import checkpoint, outputs, predictor, presets, recipes, route_errors, sensitivity
+from sixbit_jax import checkpoint, cli, outputs, predictor, presets, recipes, route_errors, sensitivity
 from sixbit_jax.components import locate
 from sixbit_jax.errors import UserError
 from sixbit_jax.models.wan_config import GROUPS
@@ -38,8 +38,7 @@ def calibrate_command(args: argparse.Namespace) -> None:
     """Run the command. What can be wrong is found before the model is loaded."""
     from sixbit_jax.evaluate.prompts import read_prompts, shown
 
-    if args.batch < 1:
-        raise UserError(f"--batch {args.batch}: needs at least 1")
+    cli.check_at_least("--batch", args.batch)
     recipe = dataclasses.replace(recipes.load(args.recipe), dtype=args.dtype)
     observer = low_route_error(recipe)
     asked = read_prompts(args.prompts) if args.prompts else shown(args.tiny_world_prompts)

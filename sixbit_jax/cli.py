@@ -33,6 +33,15 @@ class Parser(argparse.ArgumentParser):
         return f" (did you mean {close[0]}?)" if close else ""
 
 
+def check_at_least(flag: str, number: int, least: int = 1) -> None:
+    """Raise for a count of which there are too few to do anything.
+
+    >>> check_at_least("--batch", 1)
+    """
+    if number < least:
+        raise UserError(f"{flag} {number}: needs at least {least}")
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's `main` and leave with its exit code."""
     signal.signal(signal.SIGTERM, _terminate)

@@ -94,8 +94,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     chosen = [_with_options(recipes.load(name), args) for name in _names(args)]
     prompts = held_out(args.held_out) if args.held_out else read_prompts(args.prompts)
     for flag, number in (("--seeds", args.seeds), ("--processes", args.processes), ("--batch", args.batch)):
-        if number < 1:
-            raise UserError(f"{flag} {number}: needs at least 1")
+        cli.check_at_least(flag, number)
     outputs.check_writable("--output", args.output / "runs.jsonl")
     overrides = {name: getattr(args, name) for name in _OVERRIDES if getattr(args, name) is not None}
     statistics = gather_statistics(args, args.model, chosen[0].dtype)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.kernels.measure import Ceilings, attempt, milliseconds
+from benchmarks.kernels.measure import Ceilings, attempt, bandwidth, milliseconds
 from pallas_kernels.add_deltas import AddDeltasConfig, add_deltas
 from pallas_kernels.add_deltas.config import TABLE, case_name
 from pallas_kernels.add_deltas.emulation import emulate
@@ -42,13 +42,10 @@ def measure(case: Case, ceilings: Ceilings) -> dict[str, Any]:
     run, reason = attempt(in_turn(emulate, operands))
     ms = milliseconds({"ours": in_turn(add_deltas, operands), **({} if run is None else {"XLA": run})})
     x, codes, scale, _ = operands
-    rate = (2 * x.nbytes + codes.nbytes + scale.nbytes) / (ms["ours"] * 1e-3)
+    moved = 2 * x.nbytes + codes.nbytes + scale.nbytes
     return {
         **dataclasses.asdict(case),
-        "ms": {name: round(value, 4) for name, value in ms.items()},
-        "tb_per_s": round(rate * 1e-12, 3),
-        "of_copy": round(rate / ceilings.copy, 3),
-        "ratio": {name: round(value / ms["ours"], 3) for name, value in ms.items() if name != "ours"},
+        **bandwidth(ms, moved, ceilings),
         "error": error,
         "not run": {"XLA": reason} if reason else {},
     }

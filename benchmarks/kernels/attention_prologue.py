@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.kernels.attention_int8 import HEADS, TOKENS
-from benchmarks.kernels.measure import Ceilings, Run, attempt, milliseconds
+from benchmarks.kernels.measure import Ceilings, Run, attempt, bandwidth, milliseconds
 from pallas_kernels.attention_int8 import AttentionConfig, Before, operands, prologue
 from pallas_kernels.attention_int8.numbers import HEAD
 from pallas_kernels.columns import side_by_side
@@ -43,13 +43,10 @@ def measure(case: Case, ceilings: Ceilings) -> dict[str, Any]:
     run, reason = attempt(lambda: xla(*values))
     runs = {"ours": lambda: ours(*values)} | of_merged(case, *values) | ({} if run is None else {"XLA": run})
     ms = milliseconds(runs)
-    rate = case.tokens * case.heads * HEAD * 9 / (ms["ours"] * 1e-3)
+    moved = case.tokens * case.heads * HEAD * 9
     return {
         **dataclasses.asdict(case),
-        "ms": {name: round(value, 4) for name, value in ms.items()},
-        "tb_per_s": round(rate * 1e-12, 3),
-        "of_copy": round(rate / ceilings.copy, 3),
-        "ratio": {name: round(value / ms["ours"], 3) for name, value in ms.items() if name != "ours"},
+        **bandwidth(ms, moved, ceilings),
         "differing_codes": None if run is None else differing_codes(ours(*values), run()),
         "not run": {"XLA": reason} if reason else {},
     }

@@ -89,6 +89,17 @@ class Ceilings:
     bf16: float  # FLOP per second; of 8-bit products it is twice that
 
 
+def bandwidth(ms: Mapping[str, float], moved: float, ceilings: Ceilings) -> dict[str, Any]:
+    """What the lines of kernels that a copy is the yardstick of have in common; `moved` is in bytes."""
+    rate = moved / (ms["ours"] * 1e-3)
+    return {
+        "ms": {name: round(value, 4) for name, value in ms.items()},
+        "tb_per_s": round(rate * 1e-12, 3),
+        "of_copy": round(rate / ceilings.copy, 3),
+        "ratio": {name: round(value / ms["ours"], 3) for name, value in ms.items() if name != "ours"},
+    }
+
+
 def ceilings() -> Ceilings:
     """Of a device-to-device copy of 2 GiB, and of torch's product of 8192 x 8192 matrices."""
     import torch

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.kernels.measure import Ceilings, attempt, milliseconds
+from benchmarks.kernels.measure import Ceilings, attempt, bandwidth, milliseconds
 from pallas_kernels.quantize_rows import QuantizeRowsConfig, quantize_rows
 from pallas_kernels.quantize_rows.config import GROUP, TABLE, case_name
 from pallas_kernels.quantize_rows.emulation import emulate
@@ -68,14 +68,9 @@ def measure(case: Case, ceilings: Ceilings) -> dict[str, Any]:
     ms = {name: value / SEVERAL for name, value in milliseconds(runs).items()}
     kernel = jax.jit(kernel)
     results = sum(part.nbytes for part in kernel(*operands) if part is not None)
-    moved = operands[0].nbytes + results
-    rate = moved / (ms["ours"] * 1e-3)
     return {
         **dataclasses.asdict(case),
-        "ms": {name: round(value, 4) for name, value in ms.items()},
-        "tb_per_s": round(rate * 1e-12, 3),
-        "of_copy": round(rate / ceilings.copy, 3),
-        "ratio": {name: round(value / ms["ours"], 3) for name, value in ms.items() if name != "ours"},
+        **bandwidth(ms, operands[0].nbytes + results, ceilings),
         "differing_codes": differing_codes(case, operands, kernel(*operands)),
         "not run": {"XLA": reason} if reason else {},
     }

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed packag
 from benchmarks.sixbit import stack_residual  # noqa: E402
 from benchmarks.sixbit.experiments import EXPERIMENTS, Bench  # noqa: E402
 from sixbit_jax import checkpoint, outputs, presets, recipes  # noqa: E402
-from sixbit_jax.cli import Parser, run  # noqa: E402
+from sixbit_jax.cli import Parser, check_at_least, run  # noqa: E402
 from sixbit_jax.components import locate  # noqa: E402
 from sixbit_jax.errors import UserError, nearest  # noqa: E402
 from sixbit_jax.evaluate.comparison import Summary, markdown, summarize  # noqa: E402
@@ -54,8 +54,7 @@ def main() -> None:
         if name not in EXPERIMENTS:
             raise UserError(f'--experiments: unknown "{name}"; {nearest(name, EXPERIMENTS)}')
     for flag, number in (("--processes", args.processes), ("--batch", args.batch)):
-        if number < 1:
-            raise UserError(f"{flag} {number}: needs at least 1")
+        check_at_least(flag, number)
     plan = make_plan(args)
     bench = make_bench(args, plan)
     for name in names:

@@ -5,10 +5,10 @@ It changes the result, so it is only ever chosen by name: "int8" for the fastest
 
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels import hopper
 from pallas_kernels.columns import Columns
 from sixbit_jax.attention.before import Before
 
@@ -28,9 +28,8 @@ def supports(spec: "AttentionSpec") -> str | None:
         return f"takes a head dimension of {HEAD_DIM}, not {spec.head_dim}"
     if spec.dtype not in ("bfloat16", "float16", "float32"):
         return f"takes bfloat16, float16 or float32, not {spec.dtype}"
-    if spec.platform == "gpu" and (capability := jax.devices()[0].compute_capability) != "9.0":
-        return f"needs a Hopper GPU (compute capability 9.0), this is {capability}"
-    return None
+    # Any GPU compiles the kernel, so another one is refused; on a CPU its emulation runs.
+    return hopper.refusal(spec.platform) if spec.platform == "gpu" else None
 
 
 def run(

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Shaped, UInt8
 from sixbit_jax.formats.rounding import round_to_integer
 
 E2M1_MAX = 6.0
+_BIAS, _F32_BIAS, _MANTISSA, _F32_MANTISSA = 1, 127, 1, 23
 
 
 def encode_e2m1(x: Float[Array, "*shape"], key: Array | None = None) -> UInt8[Array, "*shape"]:
@@ -43,12 +44,9 @@ def decode_e2m1(codes: UInt8[Array, "*shape"], dtype: Any = jnp.float32) -> Shap
     >>> decode_e2m1(jnp.array([1, 4, 13, 7], jnp.uint8))
     Array([ 0.5,  2. , -3. ,  6. ], dtype=float32)
     """
-    value = doubled_e2m1(codes & 7).astype(jnp.float32) * 0.5
+    magnitude = (codes & 7).astype(jnp.uint32)
+    # As in e4m3: exponent and mantissa are neighbours, here and in f32. Few operations, so that many tensors fuse.
+    bits = (magnitude << (_F32_MANTISSA - _MANTISSA)) + ((_F32_BIAS - _BIAS) << _F32_MANTISSA)
+    normal = lax.bitcast_convert_type(bits, jnp.float32)
+    value = jnp.where(magnitude >> _MANTISSA == 0, magnitude.astype(jnp.float32) * 0.5, normal)
     return jnp.where(codes > 7, -value, value).astype(dtype)
-
-
-def doubled_e2m1(magnitude: UInt8[Array, "*shape"]) -> Shaped[Array, "*shape"]:
-    """Twice the value of a code below 8: one of the integers 0, 1, 2, 3, 4, 6, 8, 12."""
-    exponent, mantissa = magnitude >> 1, magnitude & 1
-    normal = lax.shift_left(mantissa | 2, jnp.maximum(exponent, 1) - 1)
-    return jnp.where(exponent == 0, mantissa, normal)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from sixbit_jax import compile_cache, outputs
+from sixbit_jax import cli, compile_cache, outputs
 from sixbit_jax.components import Components
 from sixbit_jax.errors import UserError
 from sixbit_jax.tiny.assess import Assessment, Outcome, assess_captions
@@ -44,11 +44,9 @@ def assess_folder(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     for flag, least in _LEAST.items():
-        if getattr(args, flag) < least:
-            raise UserError(f"--{flag} {getattr(args, flag)}: needs at least {least}")
+        cli.check_at_least(f"--{flag}", getattr(args, flag), least)
     for steps in args.steps or []:
-        if steps < 1:
-            raise UserError(f"--steps {steps}: needs at least 1")
+        cli.check_at_least("--steps", steps)
     if not (args.prompts or args.clips):
         raise UserError("--prompts 0 and --clips 0: nothing is left to measure")
     outputs.check_writable("--output", args.output / "summary.jsonl")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import hopper
 from sixbit_jax.attention import Before, attention, explain, side_by_side, xla
 from sixbit_jax.dispatch import UnsupportedError
 from sixbit_jax.models.norms import rms_norm
@@ -116,6 +117,21 @@ def test_int8_runs_anywhere_when_named(rng, name, bound):
 def test_int8_says_what_it_needs(rng):
     with pytest.raises(UnsupportedError, match="head dimension of 128, not 16"):
         attention(*operands(rng), implementation="int8")
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "reason"),
+    [("gpu", "9.0", None), ("gpu", "8.0", "this one has compute capability 8.0"), ("cpu", "8.0", None)],
+)
+def test_int8_wants_a_hopper_gpu_or_none(monkeypatch, platform, capability, reason):
+    monkeypatch.setattr(hopper, "capability", lambda: capability)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    q = jax.ShapeDtypeStruct((1, 6, 2, 128), jnp.bfloat16)
+    if reason is None:
+        assert explain(q, q, implementation="int8").name == "int8"
+    else:
+        with pytest.raises(UnsupportedError, match=reason):
+            explain(q, q, implementation="int8")
 
 
 def test_impossible_key_counts_are_refused(rng):

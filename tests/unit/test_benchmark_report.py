@@ -17,7 +17,7 @@ from benchmarks.kernels import (
     report,
     session,
 )
-from benchmarks.kernels.measure import Ceilings
+from benchmarks.kernels.measure import Ceilings, bandwidth
 from pallas_kernels.attention_int8 import emulation
 
 
@@ -126,6 +126,15 @@ def test_nothing_starts_after_its_time(tmp_path, gpu):
     report.measure([kernel(tmp_path, measured)], "", tmp_path / "kernels.jsonl", seconds=-1)
     report.tune([kernel(tmp_path, measured)], "", tmp_path / "tune.jsonl", seconds=-1)
     assert measured == []
+
+
+def test_a_bandwidth_is_of_our_time_and_peers_are_in_ratio_to_it():
+    assert bandwidth({"ours": 2.0, "XLA": 3.0}, 6e9, Ceilings(4e12, 7e14)) == {
+        "ms": {"ours": 2.0, "XLA": 3.0},
+        "tb_per_s": 3.0,
+        "of_copy": 0.75,
+        "ratio": {"XLA": 1.5},
+    }
 
 
 def test_the_fastest_right_candidate_is_written(tmp_path, gpu):

@@ -29,6 +29,15 @@ def test_mistakes_become_one_line(capsys, monkeypatch):
     assert outcome(fail, capsys) == (2, "script.py: error: --flag: two lines\n")
 
 
+def test_too_few_is_a_mistake_that_names_the_flag():
+    cli.check_at_least("--seeds", 1)
+    cli.check_at_least("--clips", 0, least=0)
+    with pytest.raises(UserError, match=r"^--seeds 0: needs at least 1$"):
+        cli.check_at_least("--seeds", 0)
+    with pytest.raises(UserError, match=r"^--clips -1: needs at least 0$"):
+        cli.check_at_least("--clips", -1, least=0)
+
+
 def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         cli.run(lambda: 1 // 0)

@@ -180,6 +180,21 @@ def test_stores_return_what_was_written(name: str, bound: float):
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(store)) == 3 * delta_store.slot_bytes(name, (1, TOKENS, DIM))
 
 
+@pytest.mark.parametrize("layers", [1, 20, 45])
+@pytest.mark.parametrize("name", delta_store.formats())
+def test_all_deltas_are_added_once_however_many_a_pass_takes(name: str, layers: int):
+    deltas = jax.random.normal(jax.random.key(4), (layers, 1, TOKENS, DIM))
+    store = delta_store.allocate(name, layers, (1, TOKENS, DIM))
+    for slot in range(layers):
+        store = delta_store.write(name, store, jnp.int32(slot), deltas[slot])
+    x = expected = jax.random.normal(jax.random.key(5), (1, TOKENS, DIM))
+    slots = jnp.arange(layers)[::-1]
+    for slot in slots:
+        expected = expected + delta_store.read(name, store, slot)
+    added = jax.jit(functools.partial(delta_store.add_all, name))(x, store, slots)
+    np.testing.assert_allclose(added, expected, rtol=0, atol=1e-5)
+
+
 def test_compressed_caches_stay_close_and_are_smaller():
     exact, _ = run(TemporalDeltaCache(tau=0.2, cache_format="f32"))
     errors, sizes = [], []
