@@ -22,7 +22,9 @@ class QuantizeRowsConfig:
     warps: int = 0
     keep: bool = True  # with ahead: a row in registers until its codes are made, else read from shared memory again
     ahead: int = 0  # with warps: rounds whose rows are on their way through shared memory; 0 is straight to registers
-    waves: int = 1  # with warps: CTAs an SM takes on average; with several the fast SMs take more
+    # With warps: the last so many rounds are left to CTAs that begin where an SM is done, `stretch` of them each.
+    late: int = 0
+    stretch: int = 1
 
 
 def choose_config(k: int, spec: Any, kind: str) -> QuantizeRowsConfig:

@@ -29,7 +29,8 @@ class Division:
 
     @property
     def ctas(self) -> int:
-        return self.sms * self.config.waves
+        """One an SM, and those that begin late."""
+        return self.sms + ceil_div(max(self.shares - self.early_shares, 0), self.teams * self.config.stretch)
 
     @property
     def teams(self) -> int:
@@ -37,8 +38,18 @@ class Division:
         return self.warps // self.config.warps
 
     @property
+    def shares(self) -> int:
+        """Of a team in a round: all there are."""
+        return ceil_div(self.m, self.config.rows)
+
+    @property
     def rounds(self) -> int:
-        return ceil_div(ceil_div(self.m, self.config.rows), self.teams * self.ctas)
+        """Of a CTA that does not begin late."""
+        return max(1, ceil_div(self.shares, self.teams * self.sms) - self.config.late)
+
+    @property
+    def early_shares(self) -> int:
+        return self.rounds * self.teams * self.sms
 
     @property
     def row_groups(self) -> int:
@@ -78,19 +89,31 @@ class Place:
         """Of what this warp takes of a row."""
         return times(self.part, self.division.groups)
 
-    def row(self, i: Value) -> Value:
-        """The first of a round. Neighbouring SMs take neighbouring rows, and none more than one team's share more.
+    @functools.cached_property
+    def late(self) -> Value:
+        return regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", self.cta, self.division.sms)
 
-        In waves a CTA takes a stretch of its own: those that run together are close to each other, and which SM takes
-        the next is decided by who is done.
+    def row(self, i: Value) -> Value:
+        """The first of a round; beyond the last of all in rounds that a CTA does not have.
+
+        Neighbouring SMs take neighbouring rows, and none more than one team's share more. What is left, fast SMs take
+        more of, in stretches.
         """
         division = self.division
         team = quotient(self.warp, division.config.warps)
-        if division.config.waves == 1:
-            taken = times_plus(times_plus(i, division.teams, team), division.ctas, self.cta)
-        else:
-            taken = times_plus(times_plus(self.cta, division.rounds, i), division.teams, team)
-        return times(taken, division.config.rows)
+        share = times_plus(times_plus(i, division.teams, team), division.sms, self.cta)
+        if division.ctas > division.sms:
+            stretch = division.config.stretch
+            is_early = below(self.cta, division.sms)
+            late = times_plus(times_plus(self.late, stretch, i), division.teams, team)
+            late = ptx.add(late, ptx.constant(division.early_shares, "r"), "r")
+            share = regs.where(is_early, share, late, "r")
+            rounds = regs.where(is_early, *(ptx.constant(n, "r") for n in (division.rounds, stretch)), "r")
+            has = regs.integer(
+                "{{ .reg .pred p; setp.lt.s32 p, {i[0]}, {i[1]}; selp.b32 {o[0]}, 1, 0, p; }}", i, rounds
+            )
+            share = regs.where(has, share, ptx.constant(division.shares, "r"), "r")
+        return times(share, division.config.rows)
 
     def exists(self, unit: int, row: Value) -> Value | None:
         """Whether this lane's group of a unit does; `None` if it always does."""

@@ -39,8 +39,10 @@ def _check(division: Division, spec: Spec) -> None:
         )
     if config.ahead < 0:
         raise ValueError(f"quantize_rows: config.ahead = {config.ahead}, expected at least 0")
-    if config.waves < 1:
-        raise ValueError(f"quantize_rows: config.waves = {config.waves}, expected at least 1")
+    if config.late < 0 or config.stretch < 1:
+        raise ValueError(
+            f"quantize_rows: config.late = {config.late}, stretch = {config.stretch}, expected at least 0 and 1"
+        )
     if not (config.keep or config.ahead):
         raise ValueError("quantize_rows: config.keep is False, expected True if config.ahead = 0")
     if spec.form == "nvfp4" and not config.ahead:
@@ -117,9 +119,16 @@ class Kernel:
             with_registers(lambda warp: warp.channels.begin())(zero)
         if self.config.ahead:
             with_registers(lambda warp: warp.rows.begin())(zero)
-        pl.loop(0, self.division.rounds)(with_registers(Warp.run))
+        pl.loop(0, self._count(cta))(with_registers(Warp.run))
         if self.config.ahead:
             with_registers(lambda warp: warp.rows.end())(zero)
+
+    def _count(self, cta: Array) -> Array | int:
+        """Of rounds."""
+        division = self.division
+        if division.ctas == division.sms:
+            return division.rounds
+        return jnp.where(cta < division.sms, division.rounds, division.config.stretch)
 
     def _warp(self, place: Place, i, gmem, smem) -> Warp:
         x, *results = gmem

@@ -226,9 +226,9 @@ def test_rows_in_registers_lower_at_any_number_of_rows(m, config):
 
 @pytest.mark.parametrize("m", [1, 9, 1003])
 def test_everything_at_once_lowers_at_any_number_of_rows(m):
-    """Norm, channels, GELU, rotation and a scale a group, in parts of rows that differ and in stretches."""
+    """Norm, channels, GELU, rotation and a scale a group, in parts of rows that differ, some of them late."""
     spec = Spec(rotate=True, activation="gelu_tanh", grouped=True, norm="layer", affine=True)
-    config = QuantizeRowsConfig(1, warps=4, ahead=1, keep=False, waves=3)
+    config = QuantizeRowsConfig(1, warps=4, ahead=1, keep=False, late=1)
     avals = jax.ShapeDtypeStruct((m, 1152), jnp.bfloat16), *[jax.ShapeDtypeStruct((1152,), jnp.float32)] * 2
     kernel = functools.partial(run_kernel, spec=spec, config=config)
     assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
@@ -246,7 +246,8 @@ def test_four_bits_need_rows_ahead():
         (dict(warps=4, rows=2), "warps 4, rows 2"),
         (dict(warps=1, ahead=-1), r"config\.ahead = -1"),
         (dict(warps=1, keep=False), r"config\.keep is False"),
-        (dict(warps=1, waves=0), r"config\.waves = 0"),
+        (dict(warps=1, late=-1), r"config\.late = -1, stretch = 1"),
+        (dict(warps=1, stretch=0), r"config\.late = 0, stretch = 0"),
         (dict(warps=1, warpgroups=8, ahead=8), r"config\.ahead = 8 takes"),
     ],
 )
