@@ -25,9 +25,10 @@ def routed_linear(
     after: Added | None = None,
     measured: bool = False,
 ) -> Any:
-    """`linear`, or if asked `measured_linear`, under `routes[index]`.
+    """`linear` under `routes[index]`, and if asked also the `Magnitudes` of what it multiplies.
 
-    One compiled branch per route; a single route costs no branch at all.
+    One compiled branch per route; a single route costs no branch at all. Magnitudes are row by row: what becomes of
+    them is small kernels, and in a branch each of these would wait for the one before.
 
     Routes speak of quantized weights. One that its recipe keeps dense multiplies in its own dtype under all of them.
 
@@ -50,9 +51,4 @@ def routed_linear(
 
     branches = [branch(route) for route in routes]
     operands = (x, w, bias, before, after)
-    found = branches[0](*operands) if len(branches) == 1 else lax.switch(index, branches, *operands)
-    if not measured:
-        return found
-    # Not in the branches: there, the small kernels of these sums would each wait for the one before.
-    y, seen = found
-    return y, seen.ratio(x.size)
+    return branches[0](*operands) if len(branches) == 1 else lax.switch(index, branches, *operands)

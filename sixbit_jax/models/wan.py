@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 from sixbit_jax.attention import Before, attention, side_by_side
 from sixbit_jax.linear import Added, Gelu, LayerNorm, linear, routed_linear
 from sixbit_jax.linear.before import applied, gelu_tanh
+from sixbit_jax.linear.magnitude import ratios
 from sixbit_jax.models.norms import layer_norm, rms_norm
 from sixbit_jax.models.rope import rope_table
 from sixbit_jax.models.wan_config import GROUPS, WanConfig
@@ -131,7 +132,7 @@ def forward(
         attend_to: dict[str, Attend] = {"video": attend, "text": attend_text or attend}
 
         def compute(x: Array) -> tuple[Array, dict[str, Any]]:
-            inputs = {}
+            inputs: dict[str, Any] = {}
 
             def project(
                 group: str,
@@ -143,12 +144,14 @@ def forward(
                 run = functools.partial(routed_linear, before=before, after=after, measured=outlier_ratios)
                 y = run(x, p["weight"], p["bias"], routes, index[GROUPS.index(group)])
                 if outlier_ratios:
-                    y, inputs[group] = y
+                    y, seen = y
+                    inputs[group] = seen, x.size
                 elif observe is not None:
                     inputs[group] = observe(group, applied(before, x), p)
                 return y
 
             y = block(p, config, x, per_block, (cos, sin), layer_context, tokens, project, attend_to)
+            inputs = ratios(inputs) if outlier_ratios else inputs
             return y, {"inputs": inputs} if inputs else {}
 
         x, memory, observed = run_block(compute, x, memory, decision)

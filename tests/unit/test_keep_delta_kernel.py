@@ -141,7 +141,7 @@ def test_a_store_has_more_bytes_than_32_bits_count(monkeypatch, registers_of_lan
     cta = division.ctas - 1
     starts = [(i + 1) << 50 for i in range(5)]
     warp = Warp(division, cta, *starts)
-    first = (4 * cta + 3) * 8 * 256 + 8 * np.arange(32)
+    first = (4 * cta + 3) * division.config.tiles * 256 + 8 * np.arange(32)
     np.testing.assert_array_equal(warp.x, starts[0] + 2 * first)
     np.testing.assert_array_equal(warp.y, starts[3] + 2 * first)
     np.testing.assert_array_equal(warp.delta, starts[1] + 2 * (place * 75600 * 5120 + first))

@@ -18,8 +18,9 @@ from sixbit_jax.linear import (
     routed_linear,
 )
 from sixbit_jax.linear.after import added, check_after
+from sixbit_jax.linear.api import linear_and_magnitudes
 from sixbit_jax.linear.before import applied, check_before
-from sixbit_jax.linear.magnitude import outlier_ratio
+from sixbit_jax.linear.magnitude import magnitudes, outlier_ratio, ratios
 from sixbit_jax.routes import Route
 
 
@@ -159,7 +160,7 @@ def test_every_route_applies_them_itself(rng, measured):
     routes = (Route("int8"), Route(None))
     run = jax.jit(lambda i: routed_linear(x, w, bias, routes, i, before=before, after=after, measured=measured))
     for index, route in enumerate(routes):
-        product = measured_linear if measured else linear
+        product = linear_and_magnitudes if measured else linear
         expected = product(applied(before, x), w, bias, act=route.act, after=after)
         for ours, theirs in zip(jax.tree.leaves(run(jnp.int32(index))), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -189,10 +190,17 @@ def test_what_cannot_be_added_is_named(rng, after, named):
         check_after(1, *operands(rng)[:2])
 
 
+def test_ratios_of_several_inputs_are_those_of_each(rng):
+    inputs = {name: jnp.asarray(rng.normal(size=(3, 5, k)) * k, jnp.float32) for name, k in (("a", 16), ("b", 48))}
+    found = ratios({name: (magnitudes(x), x.size) for name, x in inputs.items()})
+    for name, x in inputs.items():
+        np.testing.assert_allclose(found[name], np.abs(x).max() / np.abs(x).mean(), rtol=1e-6)
+
+
 def test_measured_linear_is_linear_and_how_uneven_its_input_is(rng):
     x, w, bias = operands(rng)
     routes = (Route(), Route(implementation="reference"))
     for index, route in enumerate(routes):
-        y, ratio = jax.jit(lambda i: routed_linear(x, w, bias, routes, i, measured=True))(jnp.int32(index))
+        y, seen = jax.jit(lambda i: routed_linear(x, w, bias, routes, i, measured=True))(jnp.int32(index))
         np.testing.assert_allclose(y, linear(x, w, bias, implementation=route.implementation), atol=1e-5, rtol=0)
-        np.testing.assert_allclose(ratio, np.abs(x).max() / np.abs(x).mean(), rtol=1e-5)
+        np.testing.assert_allclose(seen.ratio(x.size), np.abs(x).max() / np.abs(x).mean(), rtol=1e-5)
