@@ -1,5 +1,6 @@
 """The kernels on a real GPU, against their emulations: every epilogue, ragged rows, the same result twice."""
 
+import dataclasses
 import functools
 
 import jax
@@ -113,6 +114,22 @@ def test_quantize_rows_in_registers(record_property, variant, k, config):
     first, second = run(*operands), run(*operands)
     assert_same_codes(record_property, case, operands, first)
     for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(*(np.asarray(x).view(np.uint8) if x is not None else 0 for x in (a, b)))
+
+
+@pytest.mark.parametrize(("late", "stretch"), [(1, 1), (3, 1), (4, 2), (9, 4)])
+@pytest.mark.parametrize("shares", [dict(rows=1, warps=1), dict(rows=2, warps=1), dict(rows=1, warps=4)], ids=str)
+@pytest.mark.parametrize("variant", [variant for variant in quantize_rows.VARIANTS if variant != "gelu"])
+def test_rows_left_to_late_ctas_are_quantized_alike(variant, shares, late, stretch):
+    """So many that there are rounds to leave; every bit as without, and what no kernel makes is overwritten."""
+    case = quantize_rows.Case("", 15001, 1536, variant)
+    operands = quantize_rows.same_operands(case)
+    config = quantize_rows.QuantizeRowsConfig(warpgroups=2, ahead=1, **shares)
+    run = lambda config: jax.jit(functools.partial(quantize_rows.run_kernel, case, config=config))(*operands)
+    expected = run(config)
+    poison([part for part in expected if part is not None])
+    found = run(dataclasses.replace(config, late=late, stretch=stretch))
+    for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(*(np.asarray(x).view(np.uint8) if x is not None else 0 for x in (a, b)))
 
 
