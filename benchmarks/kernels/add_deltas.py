@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.kernels.measure import Ceilings, attempt, bandwidth, milliseconds
+from benchmarks.kernels.measure import BANDWIDTH_COLUMNS, Ceilings, attempt, bandwidth, bandwidth_cells, milliseconds
 from pallas_kernels.add_deltas import AddDeltasConfig, add_deltas
 from pallas_kernels.add_deltas.config import TABLE, case_name
 from pallas_kernels.add_deltas.emulation import emulate
 
 NAME = "add_deltas"
-COLUMNS = ("case", "ms", "TB/s", "of copy bandwidth", "vs XLA", "error, of its bound")
+COLUMNS = ("case", *BANDWIDTH_COLUMNS, "error, of its bound")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +52,8 @@ def measure(case: Case, ceilings: Ceilings) -> dict[str, Any]:
 
 
 def row(result: dict[str, Any]) -> tuple[Any, ...]:
-    ratio = result["ratio"].get("XLA")
-    return (
-        f"{result['name']} x {result['k']}, {result['layers']} layers",
-        f"{result['ms']['ours']:.3f}",
-        f"{result['tb_per_s']:.2f}",
-        f"{100 * result['of_copy']:.0f} %",
-        f"{ratio:.2f}x" if ratio else "-",
-        f"{result['error']:.2f}",
-    )
+    case = f"{result['name']} x {result['k']}, {result['layers']} layers"
+    return case, *bandwidth_cells(result), f"{result['error']:.2f}"
 
 
 @functools.partial(jax.jit, static_argnums=0)

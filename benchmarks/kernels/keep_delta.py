@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.kernels.measure import Ceilings, attempt, milliseconds
+from benchmarks.kernels.measure import BANDWIDTH_COLUMNS, Ceilings, attempt, bandwidth, bandwidth_cells, milliseconds
 from pallas_kernels.keep_delta import KeepDeltaConfig, Kept, keep_delta
 from pallas_kernels.keep_delta.config import LANE, TABLE, case_name, choose_config
 from pallas_kernels.keep_delta.emulation import emulate
@@ -19,7 +19,7 @@ from pallas_kernels.keep_delta.warp import Division
 from pallas_kernels.mosaic import ceil_div, device_facts
 
 NAME = "keep_delta"
-COLUMNS = ("case", "ms", "TB/s", "of copy bandwidth", "vs XLA", "error, of its bound")
+COLUMNS = ("case", *BANDWIDTH_COLUMNS, "error, of its bound")
 PASSES = 5  # x, y and the old delta are read, y and the new one written
 ROWS = 4096  # that the host takes at a time
 
@@ -47,28 +47,16 @@ def measure(case: Case, ceilings: Ceilings) -> dict[str, Any]:
     error = error_of_bound(operands, expected, jax.jit(keep_delta)(*operands))
     run, reason = attempt(in_turn(by_xla, operands))
     ms = milliseconds({"ours": in_turn(keep_delta, operands), **({} if run is None else {"XLA": run})})
-    rate = PASSES * operands[0].nbytes / (ms["ours"] * 1e-3)
     return {
         **dataclasses.asdict(case),
-        "ms": {name: round(value, 4) for name, value in ms.items()},
-        "tb_per_s": round(rate * 1e-12, 3),
-        "of_copy": round(rate / ceilings.copy, 3),
-        "ratio": {name: round(value / ms["ours"], 3) for name, value in ms.items() if name != "ours"},
+        **bandwidth(ms, PASSES * operands[0].nbytes, ceilings),
         "error": error,
         "not run": {"XLA": reason} if reason else {},
     }
 
 
 def row(result: dict[str, Any]) -> tuple[Any, ...]:
-    ratio = result["ratio"].get("XLA")
-    return (
-        f"{result['name']} x {result['k']}",
-        f"{result['ms']['ours']:.3f}",
-        f"{result['tb_per_s']:.2f}",
-        f"{100 * result['of_copy']:.0f} %",
-        f"{ratio:.2f}x" if ratio else "-",
-        f"{result['error']:.2f}",
-    )
+    return f"{result['name']} x {result['k']}", *bandwidth_cells(result), f"{result['error']:.2f}"
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -100,6 +100,20 @@ def bandwidth(ms: Mapping[str, float], moved: float, ceilings: Ceilings) -> dict
     }
 
 
+BANDWIDTH_COLUMNS = ("ms", "TB/s", "of copy bandwidth", "vs XLA")
+
+
+def bandwidth_cells(line: Mapping[str, Any]) -> tuple[str, ...]:
+    """What `bandwidth` found, for a table."""
+    ratio = line["ratio"].get("XLA")
+    return (
+        f"{line['ms']['ours']:.3f}",
+        f"{line['tb_per_s']:.2f}",
+        f"{100 * line['of_copy']:.0f} %",
+        f"{ratio:.2f}x" if ratio else "-",
+    )
+
+
 def ceilings() -> Ceilings:
     """Of a device-to-device copy of 2 GiB, and of torch's product of 8192 x 8192 matrices."""
     import torch

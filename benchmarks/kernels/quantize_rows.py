@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.kernels.measure import Ceilings, attempt, bandwidth, milliseconds
+from benchmarks.kernels.measure import BANDWIDTH_COLUMNS, Ceilings, attempt, bandwidth, bandwidth_cells, milliseconds
 from pallas_kernels.quantize_rows import QuantizeRowsConfig, quantize_rows
 from pallas_kernels.quantize_rows.config import GROUP, TABLE, case_name
 from pallas_kernels.quantize_rows.emulation import emulate
 from pallas_kernels.quantize_rows.spec import E2M1_MAX, E4M3_MAX, INT8_MAX, Spec
 
 NAME = "quantize_rows"
-COLUMNS = ("case", "variant", "ms", "TB/s", "of copy bandwidth", "vs XLA", "codes that differ")
+COLUMNS = ("case", "variant", *BANDWIDTH_COLUMNS, "codes that differ")
 VARIANTS = {
     "plain": {},
     "rotated": {"rotate": True},
@@ -77,16 +77,7 @@ def measure(case: Case, ceilings: Ceilings) -> dict[str, Any]:
 
 
 def row(result: dict[str, Any]) -> tuple[Any, ...]:
-    ratio = result["ratio"].get("XLA")
-    return (
-        result["name"],
-        result["variant"],
-        f"{result['ms']['ours']:.3f}",
-        f"{result['tb_per_s']:.2f}",
-        f"{100 * result['of_copy']:.0f} %",
-        f"{ratio:.2f}x" if ratio else "-",
-        f"{result['differing_codes']:.1e}",
-    )
+    return result["name"], result["variant"], *bandwidth_cells(result), f"{result['differing_codes']:.1e}"
 
 
 @functools.partial(jax.jit, static_argnums=0)
