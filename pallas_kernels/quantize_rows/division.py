@@ -89,10 +89,6 @@ class Place:
         """Of what this warp takes of a row."""
         return times(self.part, self.division.groups)
 
-    @functools.cached_property
-    def late(self) -> Value:
-        return regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", self.cta, self.division.sms)
-
     def row(self, i: Value) -> Value:
         """The first of a round; beyond the last of all in rounds that a CTA does not have.
 
@@ -103,17 +99,19 @@ class Place:
         team = quotient(self.warp, division.config.warps)
         share = times_plus(times_plus(i, division.teams, team), division.sms, self.cta)
         if division.ctas > division.sms:
-            stretch = division.config.stretch
             is_early = below(self.cta, division.sms)
-            late = times_plus(times_plus(self.late, stretch, i), division.teams, team)
-            late = ptx.add(late, ptx.constant(division.early_shares, "r"), "r")
-            share = regs.where(is_early, share, late, "r")
-            rounds = regs.where(is_early, *(ptx.constant(n, "r") for n in (division.rounds, stretch)), "r")
-            has = regs.integer(
-                "{{ .reg .pred p; setp.lt.s32 p, {i[0]}, {i[1]}; selp.b32 {o[0]}, 1, 0, p; }}", i, rounds
+            counts = (ptx.constant(count, "r") for count in (division.rounds, division.config.stretch))
+            share = regs.where(is_early, share, self._late_share(i, team), "r")
+            share = regs.where(
+                _less(i, regs.where(is_early, *counts, "r")), share, ptx.constant(division.shares, "r"), "r"
             )
-            share = regs.where(has, share, ptx.constant(division.shares, "r"), "r")
         return times(share, division.config.rows)
+
+    def _late_share(self, i: Value, team: Value) -> Value:
+        division = self.division
+        late = regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", self.cta, division.sms)
+        share = times_plus(times_plus(late, division.config.stretch, i), division.teams, team)
+        return ptx.add(share, ptx.constant(division.early_shares, "r"), "r")
 
     def exists(self, unit: int, row: Value) -> Value | None:
         """Whether this lane's group of a unit does; `None` if it always does."""
@@ -161,6 +159,10 @@ def remainder(x: Value, divisor: int) -> Value:
 def below(x: Value, bound: int, and_: Value | int = 1) -> Value:
     text = "{{ .reg .pred p; setp.lt.s32 p, {i[0]}, {i[1]}; selp.b32 {o[0]}, {i[2]}, 0, p; }}"
     return regs.integer(text, x, bound, and_)
+
+
+def _less(x: Value, y: Value) -> Value:
+    return regs.integer("{{ .reg .pred p; setp.lt.s32 p, {i[0]}, {i[1]}; selp.b32 {o[0]}, 1, 0, p; }}", x, y)
 
 
 def address(ref: Value, row: Value, width: int, inside: Value, size: int) -> Value:
