@@ -90,11 +90,13 @@ def test_quantize_rows_that_are_narrow(record_property, variant, k, ahead):
     assert_same_codes(record_property, case, operands, result)
 
 
+# Of so few rows none are left to late CTAs, which have a test of their own.
 IN_REGISTERS = [
     (case.variant, case.k, config)
     for case in quantize_rows.cases()
     if case.m == 32760
     for config in quantize_rows.in_registers(case)
+    if not config.late
 ]
 
 

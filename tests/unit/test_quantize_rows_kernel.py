@@ -199,10 +199,12 @@ def test_lowers_at_any_number_of_rows(m):
     assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("case", SHAPES, ids=str)
+@pytest.mark.parametrize("case", benchmark.tuned_cases(), ids=str)
 def test_every_candidate_lowers(case):
+    """Late CTAs change which rows are taken, not what is done with them: some that are late stand for any number."""
     avals = jax.eval_shape(lambda: benchmark.random_operands(case))
-    for config in benchmark.in_registers(case):
+    configs = [dataclasses.replace(c, late=min(c.late, 1), stretch=1) for c in benchmark.in_registers(case)]
+    for config in dict.fromkeys(configs):
         kernel = functools.partial(benchmark.run_kernel, case, config=config)
         assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
 
