@@ -162,8 +162,8 @@ def table_key(case: Case) -> tuple[Any, str]:
 
 def candidates(case: Case) -> list[KeepDeltaConfig]:
     """The likeliest first."""
-    likely = [(8, 2, 1), (8, 1, 1), (4, 1, 1), (4, 2, 1), (8, 2, 2)]
-    others = [(16, 2, 1), (2, 1, 1), (2, 1, 2), (1, 1, 2), (4, 1, 2)]
+    likely = [(2, 1, 1), (4, 2, 1), (1, 1, 2), (2, 1, 2), (4, 1, 1)]
+    others = [(8, 2, 2), (8, 2, 1), (4, 1, 2), (8, 1, 1), (16, 2, 1)]
     return [KeepDeltaConfig(*each) for each in likely + others]
 
 

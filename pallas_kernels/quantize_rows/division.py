@@ -103,7 +103,7 @@ class Place:
             counts = (ptx.constant(count, "r") for count in (division.rounds, division.config.stretch))
             share = regs.where(is_early, share, self._late_share(i, team), "r")
             share = regs.where(
-                _less(i, regs.where(is_early, *counts, "r")), share, ptx.constant(division.shares, "r"), "r"
+                below(i, regs.where(is_early, *counts, "r")), share, ptx.constant(division.shares, "r"), "r"
             )
         return times(share, division.config.rows)
 
@@ -156,13 +156,9 @@ def remainder(x: Value, divisor: int) -> Value:
     return arith.remui(x, ptx.constant(divisor, "r"))
 
 
-def below(x: Value, bound: int, and_: Value | int = 1) -> Value:
+def below(x: Value, bound: Value | int, and_: Value | int = 1) -> Value:
     text = "{{ .reg .pred p; setp.lt.s32 p, {i[0]}, {i[1]}; selp.b32 {o[0]}, {i[2]}, 0, p; }}"
     return regs.integer(text, x, bound, and_)
-
-
-def _less(x: Value, y: Value) -> Value:
-    return regs.integer("{{ .reg .pred p; setp.lt.s32 p, {i[0]}, {i[1]}; selp.b32 {o[0]}, 1, 0, p; }}", x, y)
 
 
 def address(ref: Value, row: Value, width: int, inside: Value, size: int) -> Value:
