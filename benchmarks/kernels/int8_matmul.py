@@ -242,8 +242,9 @@ def candidates(case: Case) -> list[Int8MatmulConfig]:
         found += [config(tile_n=192, stages=3, slots=slots) for slots in (2, 3)]
         return [*found, config(stages=3, slots=4), three]
     found = [config(tile_n=192, stages=3), config(tile_n=192, stages=3, cluster="m"), three]
-    found += [config(tile_n=192, stages=3, slots=3), config(tile_m=64, tile_n=256, cluster="m"), config(cluster="n")]
-    return [*found, config(tile_m=64, tile_n=256), config(tile_n=192, stages=3, cluster="n"), config()]
+    found += [config(tile_n=192, stages=3, slots=3), config(cluster="n")]
+    found += [config(tile_m=64, tile_n=256, slots=1, cluster=c) for c in ("m", None)]
+    return [*found, config(tile_n=192, stages=3, cluster="n"), config()]
 
 
 def timed(case: Case, config: Int8MatmulConfig) -> float:

@@ -10,6 +10,8 @@ TABLE = Path(__file__).with_name("tuned.json")
 
 TILE_K = 128  # bytes of K a step: one 128-byte swizzle row, and one group of a block-scaled activation
 PIECE = 64  # the epilogue leaves through shared memory in squares of this side
+SHARED_MEMORY = 232_000  # bytes a CTA may plan with; barriers take the rest
+SMS = 132
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,13 @@ class Int8MatmulConfig:
     def cta_tile(self) -> tuple[int, int]:
         times = {self.split: self.multipliers}
         return self.tile_m * times.get("m", 1), self.tile_n * times.get("n", 1)
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes of a CTA: operands, squares on their way out, scales of rows, and up to three vectors."""
+        rows, columns = self.cta_tile
+        squares = 2 * PIECE**2 * self.multipliers * self.slots
+        return self.stages * (rows + columns) * TILE_K + squares + 4 * (rows + 3 * columns)
 
     @property
     def cluster_size(self) -> int:
@@ -67,6 +76,7 @@ def _by_rule(m: int, n: int, grouped: bool, gated: bool) -> Int8MatmulConfig:
         # tokens: 0.145 and 0.611 ms for k=1536 and 8960 to n=1536; with stages=3, slots=4 0.167 and 0.737. Without a
         # residual 0.123 and 0.590, and with XLA's add in a pass of its own 0.200 and 0.671.
         return Int8MatmulConfig(stages=4, slots=2)
-    if n % 192 == 0 and n > 8192:
+    if m * n >= 2 * SMS * 256 * 192:
+        # Wide tiles move least, and what limits is power: 2 to 8 % ahead of 128 columns at the shapes of Wan.
         return Int8MatmulConfig(tile_n=192, stages=3)
     return Int8MatmulConfig()

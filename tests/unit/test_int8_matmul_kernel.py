@@ -11,7 +11,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from benchmarks.kernels import int8_matmul as benchmark
 from pallas_kernels.int8_matmul import Int8MatmulConfig, int8_matmul, kernel_sm90
-from pallas_kernels.int8_matmul.config import choose_config
+from pallas_kernels.int8_matmul.config import SHARED_MEMORY, choose_config
 from pallas_kernels.int8_matmul.emulation import emulate
 
 SMALL = Int8MatmulConfig(tile_m=64, tile_n=64, stages=2)
@@ -49,6 +49,20 @@ def test_a_residual_needs_no_gate():
     run = functools.partial(int8_matmul, x, w, x_scale, w_scale, bias=bias, residual=residual)
     np.testing.assert_array_equal(run(), run(gate=jnp.ones(128)))
     assert "mosaic_gpu" in jax.jit(run).trace().lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("case", benchmark.tuned_cases(), ids=lambda case: f"{case.name} {case.variant}")
+def test_plans_leave_room_for_every_vector(case):
+    """A plan is tuned without a bias and a gate, and serves products that have them."""
+    chosen = choose_config(
+        case.m,
+        case.k,
+        case.n,
+        grouped=case.variant == "grouped",
+        gated=case.variant == "gated",
+        kind="NVIDIA H200",
+    )
+    assert all(config.shared_memory <= SHARED_MEMORY for config in [chosen, *benchmark.candidates(case)])
 
 
 @pytest.mark.parametrize("case", benchmark.cases(), ids=lambda case: f"{case.name} {case.variant}")
