@@ -56,7 +56,7 @@ class Int8MatmulConfig:
 def choose_config(m: int, k: int, n: int, *, grouped: bool, gated: bool, kind: str) -> Int8MatmulConfig:
     """Tuned if this case was measured on this kind of device, else by rule."""
     case = case_name(m, k, n, grouped=grouped, gated=gated)
-    return lookup(TABLE, kind, case, Int8MatmulConfig) or _by_rule(m, n, grouped, gated)
+    return lookup(TABLE, kind, case, Int8MatmulConfig) or _by_rule(m, n, grouped)
 
 
 def case_name(m: int, k: int, n: int, *, grouped: bool, gated: bool) -> str:
@@ -65,18 +65,14 @@ def case_name(m: int, k: int, n: int, *, grouped: bool, gated: bool) -> str:
     return f"{kind}{'gated ' if gated else ''}m{min((m - 1).bit_length(), 15)} k{k} n{n}"
 
 
-def _by_rule(m: int, n: int, grouped: bool, gated: bool) -> Int8MatmulConfig:
+def _by_rule(m: int, n: int, grouped: bool) -> Int8MatmulConfig:
     if grouped:
         # The f32 sums live beside the s32 products, so a tile has half the rows.
         return Int8MatmulConfig(tile_m=64, tile_n=128, stages=5)
     if m <= 1024:
         return Int8MatmulConfig(tile_m=64, tile_n=64, stages=6)
-    if gated:
-        # More stages for the products, rather than more squares for the residual to come in by. On an H200, 32,768
-        # tokens: 0.145 and 0.611 ms for k=1536 and 8960 to n=1536; with stages=3, slots=4 0.167 and 0.737. Without a
-        # residual 0.123 and 0.590, and with XLA's add in a pass of its own 0.200 and 0.671.
-        return Int8MatmulConfig(stages=4, slots=2)
+    # Wide tiles move least, and what limits is power: from two waves of them on 2 to 8 % ahead of 128 columns at the
+    # shapes of Wan, and 1 to 5 % with a residual. More squares for that to come in by, and fewer stages, lose 12 %.
     if m * n >= 2 * SMS * 256 * 192:
-        # Wide tiles move least, and what limits is power: 2 to 8 % ahead of 128 columns at the shapes of Wan.
         return Int8MatmulConfig(tile_n=192, stages=3)
     return Int8MatmulConfig()
