@@ -228,8 +228,8 @@ def candidates(case: Case) -> list[QuantizeRowsConfig]:
     return in_registers(case) + [QuantizeRowsConfig(*shape) for shape in shapes]
 
 
-# (rows, warpgroups, warps that share a row, rounds ahead, kept in registers). The likeliest first: rows ahead through
-# as much shared memory as there is; or none of them ahead.
+# (rows, warpgroups, warps that share a row, rounds ahead, kept in registers, lanes crossed or not). The likeliest
+# first: rows ahead through as much shared memory as there is; or none of them ahead.
 _AS_THEY_COME = {
     1536: [
         (2, 2, 1, 3, True),
@@ -263,10 +263,31 @@ _AS_THEY_COME = {
         (1, 3, 4, 0, True),
     ],
 }
+# Bound by shared memory, which factors by channel are read from: four rows of 1536 and two of 5120 read them together.
 _CHANGED = {
-    1536: [(2, 4, 1, 1, False), (2, 3, 1, 1, True), (2, 2, 1, 3, True), (1, 4, 1, 2, True)],
-    5120: [(1, 2, 1, 1, False), (1, 3, 4, 4, True), (1, 1, 1, 3, False)],
-    8960: [(1, 3, 4, 1, False)],
+    1536: [
+        (2, 4, 1, 1, True, True),
+        (4, 2, 1, 1, True, True),
+        (2, 4, 1, 1, False, True),
+        (4, 2, 1, 1, False, True),
+        (2, 4, 1, 1, False),
+        (2, 2, 1, 3, True, True),
+    ],
+    5120: [
+        (1, 2, 1, 1, True, True),
+        (1, 2, 1, 1, False, True),
+        (2, 1, 1, 1, False, True),
+        (1, 2, 1, 1, True),
+        (1, 2, 1, 1, False),
+    ],
+    8960: [(1, 3, 4, 1, False, True), (1, 3, 4, 1, False)],
+    13824: [],
+}
+# A rotation needs registers beside a row.
+_CHANGED_ROTATED = {
+    1536: [(2, 4, 1, 1, False, True), (4, 2, 1, 1, False, True), (2, 4, 1, 1, False), (2, 2, 1, 3, True)],
+    5120: [(1, 2, 1, 1, False, True), (1, 2, 1, 1, True, True), (2, 1, 1, 1, False, True), (1, 2, 1, 1, False)],
+    8960: [(1, 3, 4, 1, False, True), (1, 3, 4, 1, False)],
     13824: [],
 }
 _GROUPED = {
@@ -283,7 +304,7 @@ _SHAPES = {
     "plain": _AS_THEY_COME,
     "rotated": _AS_THEY_COME,
     "modulated": _CHANGED,
-    "modulated rotated": _CHANGED,
+    "modulated rotated": _CHANGED_ROTATED,
     "modulated nvfp4": _CHANGED,
     "grouped": _GROUPED,
     "gelu": _GELU,
@@ -298,8 +319,8 @@ _LATE = [(2, 1), (4, 2), (1, 1), (8, 4)]
 def in_registers(case: Case) -> list[QuantizeRowsConfig]:
     """None of these spills. The likeliest with some rounds left to late CTAs too."""
     plans = [
-        QuantizeRowsConfig(rows, warpgroups=wgs, warps=warps, ahead=ahead, keep=keep)
-        for rows, wgs, warps, ahead, keep in _SHAPES[case.variant].get(case.k, [])
+        QuantizeRowsConfig(rows, warpgroups=wgs, warps=warps, ahead=ahead, keep=keep, crossed=any(crossed))
+        for rows, wgs, warps, ahead, keep, *crossed in _SHAPES[case.variant].get(case.k, [])
     ]
     late = [dataclasses.replace(plan, late=late, stretch=stretch) for plan in plans[:2] for late, stretch in _LATE]
     return plans[:2] + late + plans[2:]

@@ -5,34 +5,50 @@ from collections.abc import Callable
 from pallas_kernels import ptx
 from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import registers as regs
-from pallas_kernels.quantize_rows.registers import CHUNK
+from pallas_kernels.quantize_rows.registers import CHUNKS
 from pallas_kernels.quantize_rows.spec import Spec
 
 Pairs = list[tuple[Value, Value]]  # by column of a chunk: what it is multiplied by, what is added
 
 
-def changed(
-    spec: Spec, words: list[Value], norm: tuple[Value, Value] | None, channels: Callable[[int], Pairs] | None
-) -> tuple[list[Value], Value, Value]:
-    """Of bf16 pairs: what is encoded, rounded to bf16; Σ and max of its magnitudes before that, of this lane alone.
+Norm = tuple[Value, Value]  # what a value of the row is multiplied by, what is added
+Changed = tuple[
+    list[Value], Value, Value
+]  # what is encoded, as bf16 pairs; Σ and max of its magnitudes before rounding
 
-    norm: what a value of the row is multiplied by and what is added. channels: those of a chunk's columns.
+
+def changed(
+    spec: Spec, units: list[list[Value]], norms: list[Norm | None], channels: Callable[[int], Pairs] | None
+) -> list[Changed]:
+    """Of units of bf16 pairs whose columns are the same, for which a chunk's `channels` are read once.
+
+    Sums and largest values are of this lane alone.
     """
-    total, largest, out = ptx.constant(0.0, "f"), ptx.constant(0.0, "f"), []
-    for q in range(len(words) * 2 // CHUNK):
-        values = [x for word in words[4 * q : 4 * q + 4] for x in regs.as_floats(word)]
-        if norm is not None:
-            values = [ptx.fma(x, *norm) for x in values]
-        if channels is not None:
-            values = [ptx.fma(x, *pair) for x, pair in zip(values, channels(q), strict=True)]
-        if spec.activation:
-            values = [_gelu_tanh(x) for x in values]
-        for pair in zip(values[::2], values[1::2], strict=True):
-            total = ptx.add(total, regs.sum_of_magnitudes(*pair))
-            out.append(ptx.to_bf16(pair))
-        for y in values:
-            largest = regs.max_magnitude(largest, y)
-    return out, total, largest
+    zero = ptx.constant(0.0, "f")
+    out: list[Changed] = [([], zero, zero) for _ in units]
+    for q in range(CHUNKS):
+        pairs = channels and channels(q)
+        for i, (words, norm) in enumerate(zip(units, norms, strict=True)):
+            out[i] = _with_chunk(spec, out[i], words[4 * q : 4 * q + 4], norm, pairs)
+    return out
+
+
+def _with_chunk(spec: Spec, before: Changed, words: list[Value], norm: Norm | None, pairs: Pairs | None) -> Changed:
+    out, total, largest = before
+    values = [x for word in words for x in regs.as_floats(word)]
+    if norm is not None:
+        values = [ptx.fma(x, *norm) for x in values]
+    if pairs is not None:
+        values = [ptx.fma(x, *pair) for x, pair in zip(values, pairs, strict=True)]
+    if spec.activation:
+        values = [_gelu_tanh(x) for x in values]
+    rounded = []
+    for pair in zip(values[::2], values[1::2], strict=True):
+        total = ptx.add(total, regs.sum_of_magnitudes(*pair))
+        rounded.append(ptx.to_bf16(pair))
+    for y in values:
+        largest = regs.max_magnitude(largest, y)
+    return out + rounded, total, largest
 
 
 def norm_of(total: Value, squares: Value, k: int, spec: Spec) -> tuple[Value, Value]:

@@ -25,6 +25,9 @@ class QuantizeRowsConfig:
     # With warps: the last so many rounds are left to CTAs that begin where an SM is done, `stretch` of them each.
     late: int = 0
     stretch: int = 1
+    # With ahead: lanes of odd groups take their sixteen bytes in another order than the others. In the same order two
+    # lanes each meet in a bank of shared memory; so they select what is whose, in an instruction a word.
+    crossed: bool = False
 
 
 def choose_config(k: int, spec: Any, kind: str) -> QuantizeRowsConfig:

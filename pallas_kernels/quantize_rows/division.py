@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 from jaxlib.mlir.dialects import arith
 
@@ -63,6 +64,13 @@ class Division:
     @property
     def units(self) -> int:
         return ceil_div(self.groups, GROUPS)
+
+    @property
+    def channel_units(self) -> int:
+        """After so many a lane's groups have the channels of the first again, in another of the warp's rows."""
+        if self.config.warps > 1:
+            return self.units
+        return min(self.units, self.row_groups // math.gcd(self.row_groups, GROUPS))
 
     @property
     def parts_differ(self) -> bool:

@@ -2,6 +2,7 @@
 
 Warps take other rows but the same columns round after round, so they are brought once. As they lie in device memory,
 four lanes would read from the same banks; here those of a chunk's half lie next to each other, sixteen bytes a lane.
+A lane that has the same channels in several rows reads them once for all of these.
 """
 
 from pallas_kernels import ptx
@@ -30,7 +31,7 @@ def channel_bytes(division: Division) -> int:
 
 
 def _vector_bytes(division: Division) -> int:
-    return division.config.warps * division.units * _UNIT
+    return division.config.warps * division.channel_units * _UNIT
 
 
 class LaneChannels:
@@ -38,13 +39,13 @@ class LaneChannels:
 
     def __init__(self, place: Place, rows, factor: Value, offset: Value, memory: Value) -> None:
         self.place, self.division, self.rows, self.vectors = place, place.division, rows, (factor, offset)
-        part = times_plus(place.part, self.division.units * _UNIT, ptx.shared_address(memory))
+        part = times_plus(place.part, self.division.channel_units * _UNIT, ptx.shared_address(memory))
         self.memory = times_plus(place.lane, 16, part)
 
     def begin(self) -> None:
         """Units are shared out to the teams."""
         team = quotient(self.place.warp, self.division.config.warps)
-        for first in range(0, self.division.units, self.division.teams):
+        for first in range(0, self.division.channel_units, self.division.teams):
             self._bring(ptx.add(team, ptx.constant(first, "r"), "r"))
         ptx.emit("bar.sync 0;", volatile=True)
 
@@ -56,14 +57,16 @@ class LaneChannels:
         if division.parts_differ:
             exists = below(group, division.row_groups, exists)
         column = times_plus(remainder(group, division.row_groups), GROUP, times(place.quarter, self.rows.lane_columns))
-        to, wanted = times_plus(unit, _UNIT, self.memory), below(unit, division.units)
-        zero = ptx.constant(0, "r")
-        for i, vector in enumerate(self.vectors):
+        to, wanted = times_plus(unit, _UNIT, self.memory), below(unit, division.channel_units)
+        zero, fours = ptx.constant(0, "r"), []
+        for vector in self.vectors:
             origin = address(vector, zero, 0, column, 4)
             for line in range(2 * CHUNKS):
                 offset = 4 * (self.rows.chunk_column(line // 2) + CHUNK // 2 * (line % 2))
-                four = ptx.load_sixteen("ld.global.nc", ("l", origin), offset, exists)
-                regs.store_shared_where(to, i * _vector_bytes(division) + line * _LINE, four, wanted)
+                fours.append(ptx.load_sixteen("ld.global.nc", ("l", origin), offset, exists))
+        for i, four in enumerate(fours):
+            vector, line = divmod(i, 2 * CHUNKS)
+            regs.store_shared_where(to, vector * _vector_bytes(division) + line * _LINE, four, wanted)
 
     def of_chunk(self, unit: int, q: int) -> Pairs:
         first = unit * _UNIT + 2 * q * _LINE

@@ -5,9 +5,15 @@ all lanes have it in registers, and leave by a bulk copy: nothing waits for devi
 hold one row only, and memory is read and written in whole lines, which four lanes that share a group cannot do. A warp
 of four brings and sends its own part of a row.
 
+Each lane reads its own sixteen bytes, half of a bank's turn away from its neighbour's, so that as they lie two groups
+meet in the same half of the banks. Lanes of odd groups that take their chunks in another order (`crossed`) are in the
+other half.
+
 Chunks 2q and 2q + 1 of a lane are columns 64q + 16c to + 15, so that their codes are sixteen bytes. To the rotation the
 order of what names a column (q, c, j) is all the same, as long as j comes last.
 """
+
+import functools
 
 from pallas_kernels import ptx
 from pallas_kernels.ptx import Value
@@ -83,34 +89,44 @@ class Ring:
         ptx.emit(text, "", [("r", self._barrier(self.i)), ("r", parity)], volatile=True)
 
     def load(self, unit: int) -> list[Value]:
-        exists, words = self.place.exists(unit, self.row), []
-        for offset in _offsets(unit):
-            words += ptx.load_sixteen("ld.shared", ("r", self._lane(_ROW)), offset, exists)
-        return words
+        chunks = self._load(unit)
+        return [word for q in range(0, CHUNKS, 2) for chunk in self._exchanged(*chunks[q : q + 2]) for word in chunk]
 
     def put_back(self, unit: int, words: list[Value]) -> None:
         """What is encoded instead of what came, for this lane to load again."""
         exists = self.place.exists(unit, self.row)
-        for q, offset in enumerate(_offsets(unit)):
-            regs.store_shared_where(self._lane(_ROW), offset, words[4 * q : 4 * q + 4], exists)
+        for q, (place, offset) in enumerate(self._chunk_places(unit)):
+            regs.store_shared_where(place, offset, words[4 * q : 4 * q + 4], exists)
 
-    def load_again(self, unit: int) -> list[Value]:
+    def load_again(self, unit: int, was_put_back: bool) -> list[Value]:
         """For its codes, which come to lie on units before it, or on itself."""
-        words = self.load(unit)
+        words = [word for chunk in self._load(unit) for word in chunk] if was_put_back else self.load(unit)
         _sync()
         return words
 
+    def _load(self, unit: int) -> list[list[Value]]:
+        exists = self.place.exists(unit, self.row)
+        return [
+            ptx.load_sixteen("ld.shared", ("r", address), offset, exists)
+            for address, offset in self._chunk_places(unit)
+        ]
+
     def loaded(self) -> None:
-        """Every lane has seen its values: codes may take their place, and row i + ahead that of row i - 1."""
+        """Every lane has seen its values: codes may take their place."""
         _sync()
+
+    def ask(self) -> None:
+        """For row i + ahead, in the place of row i - 1, whose codes left from there."""
         _when(self.leader, "cp.async.bulk.wait_group.read 0;")
         self._fetch(ptx.add(self.i, ptx.constant(self.division.config.ahead, "r"), "r"))
 
     def store(self, unit: int, codes: list[list[Value]]) -> None:
         exists = self.place.exists(unit, self.row)
-        for q in range(0, CHUNKS, 2):
-            offset = unit * GROUPS * self.line + q * self.line // CHUNKS
-            regs.store_shared_where(self._lane(self.line), offset, [*codes[q], *codes[q + 1]], exists)
+        halves = [[*codes[q], *codes[q + 1]] for q in range(0, CHUNKS, 2)]
+        places = self._two_ways(self._lane(self.line), self.line // 2)
+        for i, (place, words) in enumerate(zip(places, self._exchanged(*halves), strict=True)):
+            offset = unit * GROUPS * self.line + i * self.line // 2
+            regs.store_shared_where(place, offset, words, exists)
 
     def send(self) -> None:
         ptx.emit("fence.proxy.async.shared::cta;", volatile=True)
@@ -158,6 +174,32 @@ class Ring:
         group, quarter = self.place.group, self.place.quarter
         return times_plus(group, line, times_plus(quarter, line // (2 * LANES), self._slot(self.i)))
 
+    def _chunk_places(self, unit: int) -> list[tuple[Value, int]]:
+        """Addresses and offsets; of an odd group's lane, if crossed, of the other chunk of two."""
+        addresses = self._two_ways(self._lane(_ROW), 2 * CHUNK)
+        first = unit * GROUPS * GROUP
+        return [(addresses[q % 2], 2 * (first + self.chunk_column(q))) for q in range(CHUNKS)]
+
+    def _two_ways(self, address: Value, apart: int) -> tuple[Value, Value]:
+        """For the first and the second of two places so many bytes apart, which change places where lanes are crossed.
+
+        The four lanes of two groups, eight that shared memory serves at a time, then have all banks between them.
+        """
+        if self._odd is None:
+            return address, address
+        return times_plus(self._odd, apart, address), times_plus(self._odd, -apart, address)
+
+    def _exchanged(self, a: list[Value], b: list[Value]) -> tuple[list[Value], list[Value]]:
+        if self._odd is None:
+            return a, b
+        choose = lambda x, y: [regs.where(self._odd, *pair, "r") for pair in zip(x, y, strict=True)]
+        return choose(b, a), choose(a, b)
+
+    @functools.cached_property
+    def _odd(self) -> Value | None:
+        """Whether this lane's group is; `None` if lanes are not crossed."""
+        return remainder(self.place.group, 2) if self.division.config.crossed else None
+
     def _bytes(self, row: Value, line: int) -> Value:
         """Of what this warp takes of a round's rows, or of their codes, where a group has so many."""
         division = self.division
@@ -169,11 +211,6 @@ class Ring:
             rows = _least(regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", division.m, row), division.config.rows)
             count = times(rows, division.row_groups) if division.config.warps == 1 else count
         return times(regs.integer("max.s32 {o[0]}, {i[0]}, {i[1]};", count, 0), line)
-
-
-def _offsets(unit: int) -> list[int]:
-    """Of a lane's chunks, in bytes."""
-    return [2 * (unit * GROUPS * GROUP + Ring.chunk_column(q)) for q in range(CHUNKS)]
 
 
 def _least(x: Value, bound: int) -> Value:

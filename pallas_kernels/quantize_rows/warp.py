@@ -1,6 +1,7 @@
 """The instructions of one warp of `warps_sm90` in one round, written out: nothing here is a loop in the kernel."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from pallas_kernels import ptx
 from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import blocks
 from pallas_kernels.quantize_rows import registers as regs
-from pallas_kernels.quantize_rows.changes import changed, norm_of
+from pallas_kernels.quantize_rows.changes import Changed, Norm, changed, norm_of
 from pallas_kernels.quantize_rows.config import GROUP
 from pallas_kernels.quantize_rows.division import WARPS, Place, below, times, times_plus
 from pallas_kernels.quantize_rows.lane_channels import LaneChannels
@@ -72,6 +73,8 @@ class Warp:
             measured = [(self._amax(words), *self._seen(words)) for words in units]
         rows = [self._row_results(row, measured) for row in range(self.config.rows)]
         self.rows.loaded()
+        if not self._asks_early:
+            self.rows.ask()
         if self.config.warps > 1:
             combine = (regs.max_magnitude, ptx.add, regs.max_magnitude)
             rows = [self._meet(rows[0], combine, 0)]
@@ -81,7 +84,7 @@ class Warp:
             scales = [self._scale(amax) for amax, _, _ in rows]
             self._make_products_again(rows[0][0])
         for unit, words in enumerate(units):
-            words = words if self.config.keep else self.rows.load_again(unit)
+            words = words if self.config.keep else self.rows.load_again(unit, self.spec.changes)
             self._encode(unit, words, scales)
         self.rows.send()
         for row, ((_, total, largest), scale) in enumerate(zip(rows, scales, strict=True)):
@@ -93,6 +96,11 @@ class Warp:
             text = "{{ .reg .b32 a; mov.b32 a, {i[1]}; shr.u32 a, a, 31; or.b32 {o[0]}, {i[0]}, a; }}"
             self.signs = regs.product_with(ptx.op(text, "r", ("r", self.pair), ("f", amax)))
 
+    @property
+    def _asks_early(self) -> bool:
+        """For the next rows, before most of the work; what takes as long as their codes to leave comes first."""
+        return self.spec.norm is not None
+
     # What is measured.
 
     def _seen(self, words: list[Value]) -> tuple[Value, Value]:
@@ -103,23 +111,35 @@ class Warp:
     def _changed(self, units: list[list[Value]]) -> tuple[list[list[Value]], list[tuple[Value | None, Value, Value]]]:
         """Units of what is encoded, and of each amax, Σ|x| and max|x|, of this lane's part of a group."""
         norms = self._norms(units) if self.spec.norm else None
-        out, measured = [], []
-        for unit, words in enumerate(units):
-            words = words if norms is None or self.config.keep else self.rows.load(unit)
-            norm = norms and tuple(self._of_unit(unit, by_row) for by_row in zip(*norms, strict=True))
-            channels = self.channels and functools.partial(self.channels.of_chunk, unit)
-            words, total, largest = changed(self.spec, words, norm, channels)
-            if not self.config.keep:
-                self.rows.put_back(unit, words)
-            # A norm and an offset make something of the zeros where there is no group.
-            here = self.place.exists(unit, self.row) if self.spec.norm or self.spec.affine else None
-            amax, zero = self._amax(words), ptx.constant(0.0, "f")
-            measured.append([x and regs.where(here, x, zero) for x in (amax, total, largest)])
-            out.append(words)
+        if self._asks_early:
+            self.rows.ask()
+        out, measured = list(units), [None] * len(units)
+        for first in range(self.division.channel_units):
+            alike = range(first, len(units), self.division.channel_units)
+            for unit, (words, total, largest) in zip(alike, self._changed_alike(alike, units, norms), strict=True):
+                out[unit] = words
+                # A norm and an offset make something of the zeros where there is no group.
+                here = self.place.exists(unit, self.row) if self.spec.norm or self.spec.affine else None
+                amax, zero = self._amax(words), ptx.constant(0.0, "f")
+                measured[unit] = [x and regs.where(here, x, zero) for x in (amax, total, largest)]
         return out, measured
 
-    def _norms(self, units: list[list[Value]]) -> list[tuple[Value, Value]]:
-        """Of each row: what a value is multiplied by, and what is added."""
+    def _changed_alike(self, alike: Sequence[int], units: list[list[Value]], norms: list[Norm] | None) -> list[Changed]:
+        """Units of the same channels."""
+        again = norms is not None and not self.config.keep
+        words = [self.rows.load(unit) if again else units[unit] for unit in alike]
+        of_units = [
+            norms and tuple(self._of_unit(unit, by_row) for by_row in zip(*norms, strict=True)) for unit in alike
+        ]
+        channels = self.channels and functools.partial(self.channels.of_chunk, alike[0])
+        out = changed(self.spec, words, of_units, channels)
+        if not self.config.keep:
+            for unit, (words, _, _) in zip(alike, out, strict=True):
+                self.rows.put_back(unit, words)
+        return out
+
+    def _norms(self, units: list[list[Value]]) -> list[Norm]:
+        """Of each row."""
         zero = ptx.constant(0.0, "f")
         totals = [regs.sum_by_product(words) if self.spec.norm == "layer" else zero for words in units]
         squares = [regs.sum_of_squares(words) for words in units]

@@ -45,6 +45,8 @@ def _check(division: Division, spec: Spec) -> None:
         )
     if not (config.keep or config.ahead):
         raise ValueError("quantize_rows: config.keep is False, expected True if config.ahead = 0")
+    if config.crossed and not config.ahead:
+        raise ValueError("quantize_rows: config.crossed is True, expected False if config.ahead = 0")
     if spec.form == "nvfp4" and not config.ahead:
         raise ValueError("quantize_rows: config.ahead = 0, expected at least 1: a lane has to hold blocks of NVFP4")
     besides = channel_bytes(division) if spec.affine else 0
@@ -115,10 +117,10 @@ class Kernel:
             return lambda i: run(i, cta, *refs)
 
         zero = jnp.int32(0)
+        if self.config.ahead:  # first: rows are on their way while factors come
+            with_registers(lambda warp: warp.rows.begin())(zero)
         if self.spec.affine:
             with_registers(lambda warp: warp.channels.begin())(zero)
-        if self.config.ahead:
-            with_registers(lambda warp: warp.rows.begin())(zero)
         pl.loop(0, self._count(cta))(with_registers(Warp.run))
         if self.config.ahead:
             with_registers(lambda warp: warp.rows.end())(zero)

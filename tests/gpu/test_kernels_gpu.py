@@ -115,8 +115,28 @@ def test_quantize_rows_in_registers(record_property, variant, k, config):
     poison([part for part in run(*operands) if part is not None])
     first, second = run(*operands), run(*operands)
     assert_same_codes(record_property, case, operands, first)
-    for a, b in zip(first, second, strict=True):
+    assert_same_bits(first, second)
+
+
+def assert_same_bits(found, expected):
+    for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(*(np.asarray(x).view(np.uint8) if x is not None else 0 for x in (a, b)))
+
+
+@pytest.mark.parametrize("variant", [variant for variant in quantize_rows.VARIANTS if variant != "gelu"])
+@pytest.mark.parametrize(("k", "rows", "more"), [(1536, 2, 4), (5120, 1, 2)])
+def test_neither_crossed_lanes_nor_rows_that_share_factors_change_a_bit(variant, k, rows, more):
+    """Against rows that read their own, again from shared memory, in lanes that meet there."""
+    case = quantize_rows.Case("", 1003, k, variant)
+    operands = quantize_rows.same_operands(case)
+    config = quantize_rows.QuantizeRowsConfig(rows, warpgroups=1, warps=1, ahead=1, keep=False)
+    run = lambda **changes: jax.jit(
+        functools.partial(quantize_rows.run_kernel, case, config=dataclasses.replace(config, **changes))
+    )(*operands)
+    expected = run()
+    poison([part for part in expected if part is not None])
+    for changes in (dict(crossed=True), dict(keep=True, crossed=True), dict(rows=more), dict(rows=more, crossed=True)):
+        assert_same_bits(run(**changes), expected)
 
 
 @pytest.mark.parametrize(("late", "stretch"), [(1, 1), (3, 1), (4, 2), (9, 4)])
@@ -130,9 +150,7 @@ def test_rows_left_to_late_ctas_are_quantized_alike(variant, shares, late, stret
     run = lambda config: jax.jit(functools.partial(quantize_rows.run_kernel, case, config=config))(*operands)
     expected = run(config)
     poison([part for part in expected if part is not None])
-    found = run(dataclasses.replace(config, late=late, stretch=stretch))
-    for a, b in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(*(np.asarray(x).view(np.uint8) if x is not None else 0 for x in (a, b)))
+    assert_same_bits(run(dataclasses.replace(config, late=late, stretch=stretch)), expected)
 
 
 def nvfp4_weights(case):

@@ -216,6 +216,7 @@ def test_every_candidate_lowers(case):
         QuantizeRowsConfig(1, warps=4),
         QuantizeRowsConfig(2, warpgroups=3, warps=1, ahead=2),
         QuantizeRowsConfig(1, warps=4, ahead=1, keep=False),
+        QuantizeRowsConfig(4, warps=1, ahead=1, crossed=True),
     ],
 )
 @pytest.mark.parametrize("m", [1, 9, 1003])
@@ -228,9 +229,9 @@ def test_rows_in_registers_lower_at_any_number_of_rows(m, config):
 
 @pytest.mark.parametrize("m", [1, 9, 1003])
 def test_everything_at_once_lowers_at_any_number_of_rows(m):
-    """Norm, channels, GELU, rotation and a scale a group, in parts of rows that differ, some of them late."""
+    """Norm, channels, GELU, rotation and a scale a group, in parts of rows that differ, some late, lanes crossed."""
     spec = Spec(rotate=True, activation="gelu_tanh", grouped=True, norm="layer", affine=True)
-    config = QuantizeRowsConfig(1, warps=4, ahead=1, keep=False, late=1)
+    config = QuantizeRowsConfig(1, warps=4, ahead=1, keep=False, late=1, crossed=True)
     avals = jax.ShapeDtypeStruct((m, 1152), jnp.bfloat16), *[jax.ShapeDtypeStruct((1152,), jnp.float32)] * 2
     kernel = functools.partial(run_kernel, spec=spec, config=config)
     assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
@@ -248,6 +249,7 @@ def test_four_bits_need_rows_ahead():
         (dict(warps=4, rows=2), "warps 4, rows 2"),
         (dict(warps=1, ahead=-1), r"config\.ahead = -1"),
         (dict(warps=1, keep=False), r"config\.keep is False"),
+        (dict(warps=1, crossed=True), r"config\.crossed is True"),
         (dict(warps=1, late=-1), r"config\.late = -1, stretch = 1"),
         (dict(warps=1, stretch=0), r"config\.late = 0, stretch = 0"),
         (dict(warps=1, warpgroups=8, ahead=8), r"config\.ahead = 8 takes"),
