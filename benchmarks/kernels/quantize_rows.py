@@ -30,7 +30,6 @@ VARIANTS = {
 
 
 SEVERAL = 4  # arrays a program quantizes
-TUNED = tuple(variant for variant in VARIANTS if variant != "modulated rotated")  # one for each entry of the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +201,7 @@ def _codes(case: Case, codes: np.ndarray) -> np.ndarray:
 
 
 def tuned_cases() -> list[Case]:
-    return [case for case in cases() if case.m == 32760 and case.variant in TUNED]
+    return [case for case in cases() if case.m == 32760]
 
 
 def table_key(case: Case) -> tuple[Any, str]:

@@ -41,7 +41,8 @@ def case_name(k: int, spec: Any) -> str:
         return f"k{k} {'rotated' if spec.rotate else 'plain'}"
     kinds = ["grouped" if spec.grouped else "", spec.activation or "", spec.form if spec.form != "int8" else ""]
     if _by_channel(spec):
-        kinds.append("modulated")
+        # A rotation needs registers beside a row; the others have none to spare without one.
+        kinds += ["modulated", "rotated" if spec.rotate and not any(kinds) else ""]
     return " ".join([f"k{k}", *filter(None, kinds)])
 
 
@@ -66,9 +67,9 @@ _ACTIVATED = {
 }
 # A wider row than these, with the factors of its channels, leaves room for no more than one ahead.
 _BY_CHANNEL = {
-    1536: QuantizeRowsConfig(rows=2, warpgroups=4, warps=1, ahead=1, keep=False),
-    5120: QuantizeRowsConfig(rows=1, warpgroups=2, warps=1, ahead=1, keep=False),
-    8960: QuantizeRowsConfig(rows=1, warpgroups=3, warps=4, ahead=1, keep=False),
+    1536: QuantizeRowsConfig(rows=2, warpgroups=4, warps=1, ahead=1, keep=False, crossed=True),
+    5120: QuantizeRowsConfig(rows=1, warpgroups=2, warps=1, ahead=1, keep=False, crossed=True),
+    8960: QuantizeRowsConfig(rows=1, warpgroups=3, warps=4, ahead=1, keep=False, crossed=True),
 }
 
 

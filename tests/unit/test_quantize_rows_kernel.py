@@ -265,6 +265,7 @@ def test_what_needs_its_own_registers_is_tuned_on_its_own():
     assert case_name(8960, Spec()) == "k8960 plain" and case_name(8960, Spec(rotate=True)) == "k8960 rotated"
     gelu = Spec(activation="gelu_tanh")
     assert case_name(8960, gelu) == "k8960 gelu_tanh"
+    assert case_name(1536, Spec(rotate=True, affine=True)) == "k1536 modulated rotated"
     for change in (dict(norm="layer"), dict(affine=True)):
         assert case_name(8960, dataclasses.replace(gelu, **change)) == "k8960 gelu_tanh modulated"
         assert case_name(8960, Spec(**change)) == "k8960 modulated"
