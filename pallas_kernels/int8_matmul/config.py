@@ -71,8 +71,9 @@ def _by_rule(m: int, n: int, grouped: bool) -> Int8MatmulConfig:
         return Int8MatmulConfig(tile_m=64, tile_n=128, stages=5)
     if m <= 1024:
         return Int8MatmulConfig(tile_m=64, tile_n=64, stages=6)
-    # Wide tiles move least, and what limits is power: from two waves of them on 2 to 8 % ahead of 128 columns at the
-    # shapes of Wan, and 1 to 5 % with a residual. More squares for that to come in by, and fewer stages, lose 12 %.
+    # Wide tiles move least, and what limits is power: from two waves of them on up to 7 % ahead of 128 columns at the
+    # shapes of Wan (two of eight lose 1 %), and 1 to 4 % with a residual. More squares for that to come in by, and
+    # fewer stages, lose 12 %.
     if m * n >= 2 * SMS * 256 * 192:
         return Int8MatmulConfig(tile_n=192, stages=3)
     return Int8MatmulConfig()
