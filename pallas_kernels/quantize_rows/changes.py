@@ -9,12 +9,8 @@ from pallas_kernels.quantize_rows.registers import CHUNKS
 from pallas_kernels.quantize_rows.spec import Spec
 
 Pairs = list[tuple[Value, Value]]  # by column of a chunk: what it is multiplied by, what is added
-
-
-Norm = tuple[Value, Value]  # what a value of the row is multiplied by, what is added
-Changed = tuple[
-    list[Value], Value, Value
-]  # what is encoded, as bf16 pairs; Σ and max of its magnitudes before rounding
+Norm = tuple[Value, Value]  # the same of all values of a row
+Changed = tuple[list[Value], Value, Value]  # bf16 pairs to encode; Σ and max of magnitudes before they were rounded
 
 
 def changed(
