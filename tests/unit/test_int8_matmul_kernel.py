@@ -51,32 +51,21 @@ def test_a_residual_needs_no_gate():
     assert "mosaic_gpu" in jax.jit(run).trace().lower(lowering_platforms=("cuda",)).as_text()
 
 
+def on_an_h200(case):
+    kinds = dict(grouped=case.variant == "grouped", gated=case.variant == "gated")
+    return choose_config(case.m, case.k, case.n, **kinds, kind="NVIDIA H200")
+
+
 @pytest.mark.parametrize("case", benchmark.tuned_cases(), ids=lambda case: f"{case.name} {case.variant}")
 def test_plans_leave_room_for_every_vector(case):
     """A plan is tuned without a bias and a gate, and serves products that have them."""
-    chosen = choose_config(
-        case.m,
-        case.k,
-        case.n,
-        grouped=case.variant == "grouped",
-        gated=case.variant == "gated",
-        kind="NVIDIA H200",
-    )
-    assert all(config.shared_memory <= SHARED_MEMORY for config in [chosen, *benchmark.candidates(case)])
+    assert all(config.shared_memory <= SHARED_MEMORY for config in [on_an_h200(case), *benchmark.candidates(case)])
 
 
 @pytest.mark.parametrize("case", benchmark.cases(), ids=lambda case: f"{case.name} {case.variant}")
 def test_lowers_for_cuda_at_every_benchmark_shape(case):
     """Layouts, types and the shared-memory budget, for the configuration that would be chosen on an H200."""
-    config = choose_config(
-        case.m,
-        case.k,
-        case.n,
-        grouped=case.variant == "grouped",
-        gated=case.variant == "gated",
-        kind="NVIDIA H200",
-    )
-    lower(case, config)
+    lower(case, on_an_h200(case))
 
 
 CANDIDATES = [
