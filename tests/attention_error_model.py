@@ -10,8 +10,8 @@ import numpy as np
 MANTISSA = {"bf16": 8, "f16": 8, "e4m3": 4}  # bits, the hidden one included; the result and the inputs are bf16
 
 
-def predicted_error(q: np.ndarray, k: np.ndarray, v: np.ndarray, pv: str) -> float:
-    """Relative, of attention of one video's queries to its keys, each (1, tokens, heads, channels)."""
+def predicted_errors(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> dict[str, float]:
+    """Relative, of attention of one video's queries to its keys, each (1, tokens, heads, channels), by kind of V."""
     q, k, v = (np.moveaxis(np.asarray(x, np.float64)[0], 1, 0) for x in (q, k, v))
     scores_of, counts = _distinct(k)
     centred = (k - k.mean(1, keepdims=True))[:, scores_of]
@@ -30,11 +30,15 @@ def predicted_error(q: np.ndarray, k: np.ndarray, v: np.ndarray, pv: str) -> flo
     of_queries = (_variance(q, (-1,)) * _squares(moments)).sum() / width
     # A key's moves one score of every query.
     of_keys = np.einsum("aqc,akc->aqk", q**2, np.broadcast_to(_variance(centred, (1, 2)), centred.shape)) / width
-    of_floats = 2.0 ** (-2 * MANTISSA[pv]) / 3
-    kept = v - v_mean if pv == "e4m3" else v
-    of_rest = (p**2 * ((of_keys + of_floats) * apart + of_floats * _squares(kept)[:, None])).sum()
     of_result = 2.0 ** (-2 * MANTISSA["bf16"]) / 3
-    return float(np.sqrt((of_queries + of_rest) / (out**2).sum() + of_result))
+
+    def error(pv: str) -> float:
+        of_floats = 2.0 ** (-2 * MANTISSA[pv]) / 3
+        kept = v - v_mean if pv == "e4m3" else v
+        of_rest = (p**2 * ((of_keys + of_floats) * apart + of_floats * _squares(kept)[:, None])).sum()
+        return float(np.sqrt((of_queries + of_rest) / (out**2).sum() + of_result))
+
+    return {pv: error(pv) for pv in MANTISSA}
 
 
 def _variance(x: np.ndarray, shared: tuple[int, ...]) -> np.ndarray:

@@ -28,7 +28,10 @@ def truths(scenes: Scene) -> list[Attributes]:
     return [attributes(single(scenes, index)) for index in range(len(scenes.background.kind))]
 
 
-_render = jax.jit(render, static_argnames=("frames", "height", "width"))
+# Hundreds of videos are drawn: unlike most programs of the suite this one is worth optimising.
+_render = jax.jit(
+    render, static_argnames=("frames", "height", "width"), compiler_options={"xla_backend_optimization_level": 3}
+)
 
 
 def draw(scene: Scene, *, frames: int = 17, height: int = SIDE, width: int = SIDE) -> np.ndarray:

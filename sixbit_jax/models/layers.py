@@ -5,6 +5,7 @@ Only construction happens here. All mathematics is plain functions over the tree
 module carries state and nothing but pytrees travels through `jit`, `scan` and `cond`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -45,9 +46,15 @@ def to_tree(module: nnx.Module) -> Params:
     return _stringify(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
 
 
-def abstract(build: Callable[[], nnx.Module]) -> Params:
-    """The tree of `ShapeDtypeStruct`s that `to_tree(build())` would have, without making a single array."""
-    return jax.eval_shape(lambda: to_tree(build()))
+def abstract(module: Callable[..., nnx.Module], config: Any, dtype: DType) -> Params:
+    """The tree of `ShapeDtypeStruct`s that a module's parameters would have, without making a single array."""
+    return jax.tree.map(lambda leaf: leaf, _traced(module, config, dtype))  # the caller's own
+
+
+@functools.cache
+def _traced(module: Callable[..., nnx.Module], config: Any, dtype: DType) -> Params:
+    """Once: every draw of a parameter is traced, which takes longer than to read a small model."""
+    return jax.eval_shape(lambda: to_tree(module(config, rngs=nnx.Rngs(0), dtype=dtype)))
 
 
 def _stringify(tree: Any) -> Any:

@@ -129,7 +129,7 @@ def init_params(config: UMT5Config, key: Any, dtype: DType = jnp.float32) -> Par
 
 def abstract_params(config: UMT5Config, dtype: DType = jnp.float32) -> Params:
     """Shapes and dtypes of the parameters, without making them."""
-    return abstract(lambda: UMT5Encoder(config, rngs=nnx.Rngs(0), dtype=dtype))
+    return abstract(UMT5Encoder, config, dtype)
 
 
 def encode(

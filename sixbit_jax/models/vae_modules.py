@@ -2,7 +2,6 @@
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -100,7 +99,7 @@ def init_params(config: VAEConfig, key: Array, dtype: DType = jnp.float32) -> Pa
 
 def abstract_params(config: VAEConfig, dtype: DType = jnp.float32) -> Params:
     """Shapes and dtypes of the parameters; no arrays are made."""
-    return abstract(lambda: VAE(config, rngs=nnx.Rngs(jax.random.key(0)), dtype=dtype))
+    return abstract(VAE, config, dtype)
 
 
 def _down(stage: Stage, config: VAEConfig, rngs: nnx.Rngs, dtype: DType) -> Level:

@@ -101,4 +101,4 @@ def init_params(config: WanConfig, key: Any, dtype: DType = jnp.float32) -> Para
 
 def abstract_params(config: WanConfig, dtype: DType = jnp.float32) -> Params:
     """Shapes and dtypes of the parameters, without making them."""
-    return abstract(lambda: WanTransformer(config, rngs=nnx.Rngs(0), dtype=dtype))
+    return abstract(WanTransformer, config, dtype)

@@ -5,6 +5,7 @@ scenes --render--> videos --autoencoding.loss--> TrainState ... --> vae.npz: ave
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,7 @@ class VAERun:
 def train_vae(run: VAERun, stage: Stage, budget: Budget, *, resume: bool) -> dict[str, Any]:
     """Train, measure, and write `vae.npz` with the report."""
     config = run.sizes.vae
-    # One program instead of one per shape of a parameter.
-    init = jax.jit(lambda key: start(run.optimizer, autoencoding.init_params(config, key)))
-    state = init(jax.random.key(run.seed))
+    state = _initial(run, jax.random.key(run.seed))
     total = None
     if resume:
         state, total = stage.restore(state)
@@ -57,7 +56,7 @@ def train_vae(run: VAERun, stage: Stage, budget: Budget, *, resume: bool) -> dic
     # Once before training too: both compile, and the budget then knows what that took.
     _check(run, stage.work, config, state)
     jax.block_until_ready(encode_batch(state.ema, config, run, jax.random.key(0)))
-    run_chunk = jax.jit(chunk_of(functools.partial(_step, run), budget.chunk), donate_argnums=0)
+    run_chunk = _chunk(run, budget.chunk)
     state = fit(stage, run_chunk, state, (), budget, total, lambda state: print(_check(run, stage.work, config, state)))
     config = _normalised(run, config, state.ema)
     report = _check(run, stage.work, run.sizes.vae, state)
@@ -84,6 +83,18 @@ def encode_batch(params: Params, config: VAEConfig, run: VAERun, key: Array) -> 
     videos = _videos(run, key, run.batch, held_out=False)
     computing = autoencoding.half_precision(params, vae.abstract_params(config, jnp.bfloat16))
     return vae.encode(computing, config, videos, frames_per_chunk=videos.shape[1])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initial(run: VAERun, key: Array) -> TrainState:
+    """One program instead of one per shape of a parameter."""
+    return start(run.optimizer, autoencoding.init_params(run.sizes.vae, key))
+
+
+@functools.cache
+def _chunk(run: VAERun, length: int) -> Callable[..., Any]:
+    """Compiled once, also for a run that goes on where it stopped."""
+    return jax.jit(chunk_of(functools.partial(_step, run), length), donate_argnums=0)
 
 
 def _step(run: VAERun, state: TrainState, _: Any, total: Array) -> tuple[TrainState, dict[str, Array]]:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -11,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from refusals import refusal_of
 
 from converters.convert import cached
 from converters.random_pipeline import write_random_pipeline
-from sixbit_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEO = ("--num-frames", "5", "--steps", "2")
@@ -54,12 +53,7 @@ def run(script, *arguments):
 
 
 def assert_refused(script, arguments, words, monkeypatch):
-    """In this process, which has imported everything already: `cli.run` makes the message one line and exit code 2."""
-    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
-    with pytest.raises(UserError) as caught:
-        runpy.run_path(str(ROOT / "scripts" / f"{script}.py"))["main"]()
-    message = str(caught.value)
-    assert "\n" not in message
+    message = refusal_of(script, arguments, monkeypatch)
     for word in words:
         assert word in message
 

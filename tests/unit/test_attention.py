@@ -94,7 +94,7 @@ def test_queries_and_keys_are_normed_and_rotated_first(rng, name, dtype, parts):
         "norms": Before(*factors),
         "norms and rope": Before(*factors, tables),
     }[parts]
-    out = attention(q, k, v, valid_keys=57, before=before, implementation=name)
+    out = jax.jit(functools.partial(attention, valid_keys=57, before=before, implementation=name))(q, k, v)
     normed = lambda x, factor: rms_norm(x.reshape(1, 60, 256), 1e-6, factor).reshape(x.shape)
     q, k = normed(q, factors[0]), k if parts == "q_norm" else normed(k, factors[1])
     if before.rope is not None:
@@ -109,7 +109,7 @@ def test_int8_runs_anywhere_when_named(rng, name, bound):
     """Noise, the worst case: the rounding of Q and K, and of the weights and V where they have 8 bits."""
     q, k, v = (jnp.asarray(rng.standard_normal((1, tokens, 2, 128)), jnp.float32) for tokens in (8, 1100, 1100))
     expected = attention(q, k, v, valid_keys=1090, implementation="reference")
-    out = attention(q, k, v, valid_keys=1090, implementation=name)
+    out = jax.jit(functools.partial(attention, valid_keys=1090, implementation=name))(q, k, v)
     assert float(jnp.linalg.norm(out - expected) / jnp.linalg.norm(expected)) < bound
     assert explain(q, k).name == "xla"
 

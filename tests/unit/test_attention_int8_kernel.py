@@ -13,11 +13,14 @@ from pallas_kernels.attention_int8 import AttentionConfig, attention_bf16, atten
 from pallas_kernels.attention_int8.config import choose_config
 from pallas_kernels.attention_int8.numbers import GROUP, place_of
 
+# One program a case: by itself every operation would be one.
+STATIC = ("valid_keys", "return_lse", "config")
+jitted = jax.jit(attention_int8, static_argnames=(*STATIC, "pv", "prologue", "rotate"))
 VARIANTS = {
-    "int8": attention_int8,
-    "int8, bf16 V": functools.partial(attention_int8, pv="bf16"),
-    "int8, f16 V": functools.partial(attention_int8, pv="f16"),
-    "bf16": attention_bf16,
+    "int8": jitted,
+    "int8, bf16 V": functools.partial(jitted, pv="bf16"),
+    "int8, f16 V": functools.partial(jitted, pv="f16"),
+    "bf16": jax.jit(attention_bf16, static_argnames=STATIC),
 }
 # Noise is the worst case: nothing averages out. rms of rounding, in per cent: Q and K to 7 bits 1.2 together at scores
 # of unit variance, V to e4m3 2.6, its weights 2.7, or 3.2 interpolated; bf16 operands and weights 0.2, f16 weights
@@ -106,7 +109,7 @@ def test_values_far_from_zero_are_rounded_by_what_differs(rng):
     q, k, v = peaked_rows(*random(rng))
     v = v + jnp.asarray(10, v.dtype)
     expected, _ = exact(q, k, v)
-    difference = np.asarray(attention_int8(q, k, v), np.float64) - expected
+    difference = np.asarray(jitted(q, k, v), np.float64) - expected
     assert np.sqrt((difference**2).mean()) < 0.05
 
 
@@ -116,7 +119,7 @@ def test_rotated_queries_and_keys_share_out_large_channels(rng, prologue):
     q, k, v = random(rng, keys=320)
     k, q = k.at[..., ::32].multiply(12), q.at[..., ::32].multiply(1 / 12)
     expected, expected_lse = exact(q, k, v, 317)
-    run = functools.partial(attention_int8, q, k, v, pv="bf16", prologue=prologue, valid_keys=317, return_lse=True)
+    run = functools.partial(jitted, q, k, v, pv="bf16", prologue=prologue, valid_keys=317, return_lse=True)
     (plain, _), (rotated, lse) = run(), run(rotate=True)
     assert error(rotated, expected) < 0.5 * error(plain, expected)
     np.testing.assert_allclose(lse, expected_lse, atol=0.03)
@@ -124,7 +127,7 @@ def test_rotated_queries_and_keys_share_out_large_channels(rng, prologue):
 
 def test_a_rotation_leaves_noise_and_its_dtype_as_they_were(rng):
     q, k, v = random(rng)
-    out = attention_int8(q.astype(jnp.float32), k, v, pv="bf16", rotate=True)
+    out = jitted(q.astype(jnp.float32), k, v, pv="bf16", rotate=True)
     assert out.dtype == jnp.float32
     assert error(out, exact(q, k, v)[0]) < NOISE_ERROR["int8, bf16 V"]
 
@@ -132,7 +135,7 @@ def test_a_rotation_leaves_noise_and_its_dtype_as_they_were(rng):
 def test_zero_queries_average_the_values(rng):
     q, k, v = random(rng)
     expected, _ = exact(0 * q, k, v)
-    assert error(attention_int8(0 * q, k, v, pv="bf16"), expected) < 0.005
+    assert error(jitted(0 * q, k, v, pv="bf16"), expected) < 0.005
 
 
 def test_interpolated_weights_are_right_on_average():
@@ -168,7 +171,7 @@ def test_values_are_permuted_within_their_group():
 def test_blocks_change_only_rounding(rng, block_kv):
     q, k, v = random(rng, keys=500)
     config = AttentionConfig(block_kv=block_kv)
-    one, other = (attention_int8(q, k, v, pv="bf16", config=c) for c in (config, AttentionConfig(block_kv=256)))
+    one, other = (jitted(q, k, v, pv="bf16", config=c) for c in (config, AttentionConfig(block_kv=256)))
     assert error(one, np.asarray(other, np.float64)) < 0.01
 
 
@@ -211,7 +214,7 @@ def test_many_values_on_a_grid_keep_their_mean(rng):
     """bf16 values rounded to e4m3: what the roundings leave of a mean is added back (5 % of such an output if not)."""
     q, k, v = random(rng, queries=16, keys=32768, heads=1)
     expected, _ = exact(0 * q, k, v)
-    left = np.asarray(attention_int8(0 * q, k, v), np.float64) - expected
+    left = np.asarray(jitted(0 * q, k, v), np.float64) - expected
     assert np.linalg.norm(left) < 0.01 * np.linalg.norm(expected)
 
 

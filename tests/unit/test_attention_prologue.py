@@ -91,7 +91,8 @@ def test_fused_prologue_makes_what_xla_makes(qkv, before, block_kv, has_before, 
 def test_attention_with_it_is_attention(qkv, before, rotate):
     """On noise: Q and K to seven bits, 1.2 % together; 16-bit V."""
     q, k, v = qkv
-    out = attention_int8(q, k, v, valid_keys=VALID, before=before, pv="bf16", prologue="fused", rotate=rotate)
+    run = functools.partial(attention_int8, valid_keys=VALID, before=before, pv="bf16", prologue="fused", rotate=rotate)
+    out = jax.jit(run)(q, k, v)
     q, k = (operands.positioned(x, norm, before) for x, norm in ((q, before.q_norm), (k, before.k_norm)))
     q, k, v = (np.asarray(x, np.float64) for x in (q, k[:, :VALID], v[:, :VALID]))
     scores = np.einsum("bqac,bkac->baqk", q, k) * 128**-0.5
@@ -104,7 +105,7 @@ def test_attention_with_it_is_attention(qkv, before, rotate):
 def test_padding_of_keys_may_hold_anything(qkv, before, rotate):
     q, k, v = qkv
     poison = k.at[:, VALID:].set(jnp.nan), v.at[:, VALID:].set(jnp.nan)
-    run = functools.partial(attention_int8, valid_keys=VALID, before=before, prologue="fused", rotate=rotate)
+    run = jax.jit(functools.partial(attention_int8, valid_keys=VALID, before=before, prologue="fused", rotate=rotate))
     np.testing.assert_array_equal(run(q, *poison), run(q, k, v))
 
 

@@ -66,7 +66,8 @@ def test_values_of_one_sign_lose_most(rng, promote, least, most):
 def lost(q, k, v, config):
     """How far sums of 13 bits are from exact ones."""
     q, k, v = (jnp.asarray(x, jnp.bfloat16)[None, :, None] for x in (q, k, v))
-    x = operands.quantize(q, k, v, Before(), valid_keys=k.shape[1], pv="e4m3", config=config)
+    quantize = functools.partial(operands.quantize, valid_keys=k.shape[1], pv="e4m3", config=config)
+    x = jax.jit(quantize)(q, k, v, Before())
     static = dict(heads=1, queries=q.shape[1], valid_keys=k.shape[1], config=config, with_lse=False)
     run = lambda truncates: jax.jit(functools.partial(emulation.run, truncates=truncates, **static))(x)[0]
     whole, cut = (np.asarray(run(truncates), np.float64) for truncates in (False, True))

@@ -90,7 +90,7 @@ np.testing.assert_array_equal(np.asarray(sharded(split, w), np.float32), np.asar
 
 
 def test_rows_over_two_devices_go_through_shard_map():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=ROOT, env=os.environ | flags, capture_output=True, text=True
     )
