@@ -13,6 +13,7 @@ from jax import lax
 from benchmarks.kernels.measure import Ceilings, milliseconds, relative_error, with_peers
 from pallas_kernels.int8_matmul import Int8MatmulConfig, int8_matmul
 from pallas_kernels.int8_matmul.config import TABLE, case_name
+from sixbit_jax.formats.int8 import quantize_int8
 
 NAME = "int8_matmul"
 PEERS = (
@@ -99,20 +100,13 @@ def matrices(case: Case) -> tuple[Any, Any]:
 @functools.partial(jax.jit, static_argnums=0)
 def random_operands(case: Case) -> tuple[Any, ...]:
     (m, n), (x, w) = (case.m, case.n), matrices(case)
-    x, x_scale = _rounded(x, 128 if case.variant == "grouped" else case.k)
-    w, w_scale = _rounded(w, case.k)
+    grouped = case.variant == "grouped"
+    x, w = quantize_int8(x, group=128 if grouped else None), quantize_int8(w)
     keys = jax.random.split(jax.random.key(1), 3)
     bias = jax.random.normal(keys[0], (n,))
     gate = jax.random.normal(keys[1], (n,)) if case.variant == "gated" else None
     residual = jax.random.normal(keys[2], (m, n), jnp.bfloat16) if case.variant == "gated" else None
-    return x, w, x_scale if case.variant == "grouped" else x_scale[:, 0], w_scale[:, 0], bias, gate, residual
-
-
-def _rounded(x, group: int):
-    """Codes s8 and scales (rows, groups) by the largest of each group."""
-    parts = x.astype(jnp.float32).reshape(x.shape[0], -1, group)
-    scale = jnp.abs(parts).max(-1) / 127
-    return jnp.round(parts / scale[..., None]).astype(jnp.int8).reshape(x.shape), scale
+    return x.data, w.data, x.scale if grouped else x.scale[:, 0], w.scale[:, 0], bias, gate, residual
 
 
 same_operands = functools.lru_cache(maxsize=1)(random_operands)  # for all candidates of a case
