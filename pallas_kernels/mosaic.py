@@ -12,6 +12,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 WARPGROUP = 128  # threads; what Pallas calls a thread here is one warpgroup
 H200_SMS = 132
+CTA_BYTES = 232448  # of shared memory that a CTA can have on Hopper
 
 
 def launch(

@@ -3,15 +3,14 @@
 import dataclasses
 from pathlib import Path
 
-from pallas_kernels.mosaic import ceil_div
+from pallas_kernels.mosaic import CTA_BYTES, H200_SMS, ceil_div
 from pallas_kernels.tables import lookup
 
 TABLE = Path(__file__).with_name("tuned.json")
 
 TILE_K = 128  # bytes of K a step: one 128-byte swizzle row, and one group of a block-scaled activation
 PIECE = 64  # the epilogue leaves through shared memory in squares of this side
-SHARED_MEMORY = 232_000  # bytes a CTA may plan with; barriers take the rest
-SMS = 132
+SHARED_MEMORY = CTA_BYTES - 448  # bytes a CTA may plan with; barriers take the rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +73,6 @@ def _by_rule(m: int, n: int, grouped: bool) -> Int8MatmulConfig:
     # Wide tiles move least, and what limits is power: from two waves of them on up to 7 % ahead of 128 columns at the
     # shapes of Wan (two of eight lose 1 %), and 1 to 4 % with a residual. More squares for that to come in by, and
     # fewer stages, lose 12 %.
-    if m * n >= 2 * SMS * 256 * 192:
+    if m * n >= 2 * H200_SMS * 256 * 192:
         return Int8MatmulConfig(tile_n=192, stages=3)
     return Int8MatmulConfig()

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from pallas_kernels.mosaic import ceil_div
+from pallas_kernels.mosaic import H200_SMS, ceil_div
 from pallas_kernels.tables import lookup
 
 TABLE = Path(__file__).with_name("tuned.json")
@@ -17,7 +17,6 @@ MOST_TOKENS = 208
 WARP_TOKENS = 32  # most of the products of single warps: with more, the sums alone take the registers there are
 SPAN = 512  # of K at a time, there
 SHARED_MEMORY = 226_000  # bytes a CTA may plan with
-SMS = 132
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +65,8 @@ def _warps_by_rule(m: int, k: int, n: int) -> FusedConfig:
 
     Sixteen tokens come through the stages: 17.5 µs instead of 19.8, where eight gain nothing. Eight begin early.
     """
-    waves = ceil_div(n, 16 * 8 * SMS)
-    tiles = ceil_div(n, 16 * waves * SMS)
+    waves = ceil_div(n, 16 * 8 * H200_SMS)
+    tiles = ceil_div(n, 16 * waves * H200_SMS)
     groups = 2 if m <= 8 and k > SPAN else 1
     stages = range(groups, min(12, ceil_div(k, SPAN)) + 1, groups)
     staged = 8 < m <= 16
@@ -79,7 +78,7 @@ def _warps_by_rule(m: int, k: int, n: int) -> FusedConfig:
 def _warpgroups_by_rule(k: int, n: int, m: int) -> FusedConfig:
     """One wave of CTAs, as far as K can be cut: the registers of one, for decoding, are all that an SM has."""
     chunks, tiles = k // CHUNK, n // 128
-    parts = max(p for p in range(1, chunks + 1) if chunks % p == 0 and (p == 1 or p * tiles <= SMS))
+    parts = max(p for p in range(1, chunks + 1) if chunks % p == 0 and (p == 1 or p * tiles <= H200_SMS))
     if parts == 1 and m <= 64:
         # Finished inside it is one kernel, not two, as long as all of it fits in shared memory. Two groups: 25.2 µs at
         # 64 tokens for 27.3.

@@ -16,6 +16,7 @@ order of what names a column (q, c, j) is all the same, as long as j comes last.
 import functools
 
 from pallas_kernels import ptx
+from pallas_kernels.mosaic import CTA_BYTES
 from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import registers as regs
 from pallas_kernels.quantize_rows.config import GROUP
@@ -33,8 +34,7 @@ from pallas_kernels.quantize_rows.registers import CHUNK, CHUNKS, GROUPS, LANES
 
 _BARRIER = 8  # bytes
 _ROW = 2 * GROUP  # bytes of a group of a row
-_SHARED_MEMORY = 232448  # bytes a CTA can have on Hopper
-_OTHER = 4096  # of them for Mosaic GPU, and for what warps tell each other
+_OTHER = 4096  # bytes of shared memory for Mosaic GPU, and for what warps tell each other
 
 
 def slots(division: Division) -> int:
@@ -51,7 +51,7 @@ def ring_bytes(division: Division) -> int:
 
 def fits(division: Division, besides: int = 0) -> bool:
     """Beside so many bytes for something else."""
-    return ring_bytes(division) + besides <= _SHARED_MEMORY - _OTHER
+    return ring_bytes(division) + besides <= CTA_BYTES - _OTHER
 
 
 class Ring:
