@@ -26,11 +26,8 @@ def wait(result: Any) -> None:
         jax.block_until_ready(result)
 
 
-SETTLE_MS = 100.0
-
-
 def milliseconds(
-    runs: Mapping[str, Run], *, rounds: int = 5, target_ms: float = 30.0, settle_ms: float = SETTLE_MS
+    runs: Mapping[str, Run], *, rounds: int = 5, target_ms: float = 30.0, settle_ms: float = 100.0
 ) -> dict[str, float]:
     """Median time of one call of each, in rounds of as many queued calls as fill `target_ms`.
 

@@ -59,14 +59,14 @@ class LaneChannels:
         column = times_plus(remainder(group, division.row_groups), GROUP, times(place.quarter, self.rows.lane_columns))
         to, wanted = times_plus(unit, _UNIT, self.memory), below(unit, division.channel_units)
         zero, fours = ptx.constant(0, "r"), []
-        for vector in self.vectors:
+        for i, vector in enumerate(self.vectors):
             origin = address(vector, zero, 0, column, 4)
             for line in range(2 * CHUNKS):
                 offset = 4 * (self.rows.chunk_column(line // 2) + CHUNK // 2 * (line % 2))
-                fours.append(ptx.load_sixteen("ld.global.nc", ("l", origin), offset, exists))
-        for i, four in enumerate(fours):
-            vector, line = divmod(i, 2 * CHUNKS)
-            regs.store_shared_where(to, vector * _vector_bytes(division) + line * _LINE, four, wanted)
+                four = ptx.load_sixteen("ld.global.nc", ("l", origin), offset, exists)
+                fours.append((i * _vector_bytes(division) + line * _LINE, four))
+        for offset, four in fours:
+            regs.store_shared_where(to, offset, four, wanted)
 
     def of_chunk(self, unit: int, q: int) -> Pairs:
         first = unit * _UNIT + 2 * q * _LINE
