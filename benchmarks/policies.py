@@ -5,7 +5,8 @@
 skip      a step that skips all blocks, beside the time that the bytes it has to move take at the rate of a copy: all
           deltas read, the activations read and written
 forward   one branch through all blocks with predicted precision (three routes compiled in, all decisions INT8), the
-          delta cache and what both observe, beside W4A8 without any of it; and each of the three alone
+          delta cache and what both observe, beside W4A8 without any of it; and each of the three alone. `--dense`:
+          beside bf16 too
 
 Random weights. Both sides of a comparison run in one process, in interleaved rounds; figures are medians. On a CPU, and
 with `--size micro`, it says whether the program runs and nothing about a GPU.
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="of a forward; plain and all too"
     )
+    parser.add_argument("--dense", action="store_true", help="a forward of the same weights in bf16 beside them")
     parser.add_argument("--kernels", type=int, default=0, help="list so many kernels of a forward that take longest")
     parser.add_argument("--output", type=Path, help="append one JSON line")
     args = parser.parse_args()
@@ -79,7 +81,7 @@ def main() -> None:
     if args.what != "skip":
         chosen = {"linear": args.linear, "attention": args.attention}
         parts = ["plain", *args.parts, "all"]
-        result |= forward_times(args.size, args.cache_format, chosen, parts, kernels=args.kernels)
+        result |= forward_times(args.size, args.cache_format, chosen, parts, dense=args.dense, kernels=args.kernels)
     result |= provenance("benchmarks/policies.py")
     print(json.dumps(result, indent=1))
     if args.output:
@@ -143,15 +145,20 @@ def forward_times(
     implementations: Mapping[str, str | None] | None = None,
     parts: Sequence[str] = ("plain", "all"),
     *,
+    dense: bool = False,
     kernels: int = 0,
 ) -> dict[str, Any]:
     """All routes INT8: what is left of the difference is policies, statistics and conditionals."""
     spec, config = sizes(size), SIZES[size]
-    params = random_params(config)
+    in_bf16 = random_dense_params(config)
+    params = quantized(in_bf16)
     inputs = random_inputs(params, config, LATENTS[size])
     cache = TemporalDeltaCache(tau=0.0, cache_format=cache_format, together="step")
     build = functools.partial(forward, config, spec, params, inputs, cache, **(implementations or {}))
     runs = {name: build(PARTS[name]) for name in dict.fromkeys(parts)}
+    if dense:
+        runs["bf16"] = forward(config, spec, in_bf16, inputs, cache, (), act=None)
+    del in_bf16
     for name, each in runs.items():
         print(f"{name}: compiled and run once in {seconds(each):.0f} s", file=sys.stderr, flush=True)
     found = milliseconds(runs)
@@ -176,12 +183,13 @@ def forward(
     cache: TemporalDeltaCache,
     parts: tuple[str, ...],
     *,
+    act: str | None = "int8",
     linear: str | None = None,
     attention: str | None = None,
 ) -> Callable[[], Any]:
     """One branch through all blocks with some parts of 6bit. The cache, where there is one, is updated in place."""
     table = ((0.0,) * len(GROUPS),) * config.num_layers
-    routes = PredictedPrecision(table, table, error_threshold=-1.0).routes if "routes" in parts else (Route("int8"),)
+    routes = PredictedPrecision(table, table, error_threshold=-1.0).routes if "routes" in parts else (Route(act),)
     routes = tuple(Route(r.act, linear) if r.act == "int8" else r for r in routes)
     route = jnp.full((config.num_layers, len(GROUPS)), HIGH if "routes" in parts else 0, jnp.int32)
     skip = jnp.zeros((config.num_layers,), bool)
@@ -232,14 +240,22 @@ def random_inputs(params: Any, config: WanConfig, shape: tuple[int, int, int]) -
 
 
 def random_params(config: WanConfig) -> Any:
-    """NVFP4 in the blocks; made on the device, leaf by leaf."""
+    """NVFP4 in the blocks."""
+    return quantized(random_dense_params(config))
+
+
+def random_dense_params(config: WanConfig) -> Any:
+    """Made on the device, leaf by leaf."""
 
     def draw(path: Any, leaf: Any) -> Any:
         key = jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode()))
         scale = leaf.shape[-1] ** -0.5 if len(leaf.shape) > 1 else 0.1
         return (scale * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)
 
-    dense = jax.tree_util.tree_map_with_path(draw, abstract_params(config, jnp.bfloat16))
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(config, jnp.bfloat16))
+
+
+def quantized(dense: Any) -> Any:
     return quantize(dense, dataclasses.replace(recipes.get("minmax-w4a4"), name="random"))
 
 

@@ -12,7 +12,7 @@ from jax import lax
 
 from benchmarks.kernels.measure import Ceilings, milliseconds, relative_error, with_peers
 from pallas_kernels.int8_matmul import Int8MatmulConfig, int8_matmul
-from pallas_kernels.int8_matmul.config import TABLE, case_name
+from pallas_kernels.int8_matmul.config import TABLE, case_name, even_band
 from sixbit_jax.formats.int8 import quantize_int8
 
 NAME = "int8_matmul"
@@ -230,15 +230,17 @@ def candidates(case: Case) -> list[Int8MatmulConfig]:
         return [config(tile_m=64, stages=5, cluster=c) for c in (None, "m", "n")] + [
             config(tile_m=64, tile_n=192, stages=4, cluster=c) for c in (None, "m")
         ]
-    three = config(tile_m=64, tile_n=192, stages=3, slots=3, multipliers=3)
+    band = even_band(case.n, 192)
+    three = config(tile_m=64, tile_n=192, stages=3, slots=3, multipliers=3, band=band)
     if case.variant == "gated":
         found = [config(), config(band=16), config(cluster="n"), config(cluster="m")]
-        found += [config(tile_n=192, stages=3, slots=slots) for slots in (2, 3)]
+        found += [config(tile_n=192, stages=3, slots=slots, band=band) for slots in (2, 3)]
         return [*found, config(stages=3, slots=4), three]
-    found = [config(tile_n=192, stages=3), config(tile_n=192, stages=3, cluster="m"), three]
-    found += [config(tile_n=192, stages=3, slots=3), config(cluster="n")]
+    wide = config(tile_n=192, stages=3, band=band)
+    found = [wide, dataclasses.replace(wide, cluster="m"), three]
+    found += [dataclasses.replace(wide, slots=3), config(cluster="n")]
     found += [config(tile_m=64, tile_n=256, slots=1, cluster=c) for c in ("m", None)]
-    return [*found, config(tile_n=192, stages=3, cluster="n"), config()]
+    return [*found, dataclasses.replace(wide, cluster="n"), config()]
 
 
 def timed(case: Case, config: Int8MatmulConfig) -> float:
