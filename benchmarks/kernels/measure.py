@@ -36,32 +36,40 @@ def milliseconds(
     one of whatever ran before. The same INT8 product took 3.80 ms right after FP8 ones, and 3.26 ms 130 ms later.
     Queued calls keep the host out of the figure.
     """
-    counts = {name: _calls_that_fill(run, target_ms) for name, run in runs.items()}
+    once = {name: _about(run, target_ms) for name, run in runs.items()}
+    counts = {name: min(MOST_CALLS, max(1, round(target_ms / ms))) for name, ms in once.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     shuffle = random.Random(0)
     for _ in range(rounds):
         for name in shuffle.sample(sorted(runs), len(runs)):
-            _clock(runs[name], math.ceil(counts[name] * settle_ms / target_ms))
+            _clock(runs[name], math.ceil(settle_ms / max(once[name], target_ms / MOST_CALLS)))
             times[name].append(_clock(runs[name], counts[name]))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 WARM_UP, MOST_CALLS = 5, 200
+LONG_MS = 1000.0  # enough of a warm-up for programs that take so long
 
 
-def _calls_that_fill(run: Run, target_ms: float) -> int:
-    """By more and more calls, until they take about as long. The best of two attempts counts each time.
+def _about(run: Run, target_ms: float) -> float:
+    """The time of a call, by more and more of them, until they fill half the target. The best of two attempts counts.
 
     Some of a program's first calls take tens of milliseconds, as when XLA makes a CUDA graph of it. Counted by those, a
     round was of three calls, which the host has its share in: 200 µs where 138 was true.
     """
-    _clock(run, WARM_UP)
-    calls = 1
-    while True:
+    once, calls = _warm_up(run), 1
+    while once * calls <= target_ms / 2 and calls < MOST_CALLS:
         once = min(_clock(run, calls) for _ in range(2))
-        if once * calls > target_ms / 2 or calls >= MOST_CALLS:
-            return min(MOST_CALLS, max(1, round(target_ms / once)))
         calls *= 2
+    return once
+
+
+def _warm_up(run: Run) -> float:
+    """The time of its best call."""
+    times: list[float] = []
+    while len(times) < WARM_UP and sum(times) < LONG_MS:
+        times.append(_clock(run, 1))
+    return min(times)
 
 
 def _clock(run: Run, calls: int) -> float:

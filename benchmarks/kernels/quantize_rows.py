@@ -30,9 +30,9 @@ VARIANTS = {
 }
 
 
-# What a program moves at least, and in how many arrays. The copy it is compared with moves 4 GiB in one call: a program
-# of four arrays of 1536 columns has a seventh of that to do, and a graph of XLA's takes 2 µs to begin.
-MOVED, ARRAYS = 2 << 30, 4
+# A program moves so much, in so many arrays. The copy it is compared with moves 4 GiB in one call: a program of four
+# arrays of 1536 columns has a seventh of that to do, and a graph of XLA's takes 2 µs to begin.
+MOVED, FEWEST, MOST = 2 << 30, 4, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def several(kernel: Callable[..., Any], operands: tuple[Any, ...]) -> Callable[[
 
 def arrays(x: Any) -> int:
     """So many are quantized by one program."""
-    return max(ARRAYS, ceil_div(MOVED, x.nbytes + x.size))
+    return min(MOST, max(FEWEST, ceil_div(MOVED, x.nbytes + x.size)))
 
 
 same_operands = functools.lru_cache(maxsize=1)(random_operands)  # for all candidates of a case

@@ -52,3 +52,9 @@ def test_each_is_timed_once_it_has_run_for_a_while_in_another_order_each_round(c
     assert all(len(set(turn)) == 1 for turn in turns)
     rounds = ["".join(turn[0] for turn in turns[i : i + 3]) for i in range(0, 12, 3)]
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds) and len(set(rounds)) > 1
+
+
+def test_a_program_of_seconds_is_not_run_more_often_than_it_is_timed(clock):
+    """Once to warm up, and twice a round: a forward of 14B takes three seconds."""
+    measure.milliseconds({"forward": clock.run("forward", 2800.0)}, rounds=3)
+    assert len(clock.started) == 1 + 2 * 3
