@@ -31,7 +31,8 @@ print("hits", len(hits))
 
 
 def run(**variables: str) -> list[str]:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | variables
+    mine = {name: value for name, value in os.environ.items() if "CACHE" not in name}
+    environment = mine | {"JAX_PLATFORMS": "cpu"} | variables
     result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     return result.stdout.split("\n")
@@ -52,6 +53,11 @@ def test_variable_turns_it_off(tmp_path):
 
 def test_default_folder_is_the_users_cache(tmp_path):
     assert run(SIXBIT_COMPILE_CACHE="", XDG_CACHE_HOME=str(tmp_path))[0] == str(tmp_path / "sixbit-jax" / "compiled")
+
+
+def test_a_folder_set_through_jax_is_kept(tmp_path):
+    set_by_jax = run(SIXBIT_COMPILE_CACHE=str(tmp_path / "ours"), JAX_COMPILATION_CACHE_DIR=str(tmp_path / "jax's"))
+    assert set_by_jax[0] == str(tmp_path / "jax's")
 
 
 def test_unwritable_folder_is_no_error(tmp_path):
