@@ -30,8 +30,8 @@ VARIANTS = {
 }
 
 
-# A program moves so much, in so many arrays. The copy it is compared with moves 4 GiB in one call: a program of four
-# arrays of 1536 columns has a seventh of that to do, and a graph of XLA's takes 2 µs to begin.
+# A program moves at least so much, or as much as the most arrays are. The copy it is compared with moves 4 GiB in one
+# call: four arrays of 1536 columns are a seventh of that, and a graph of XLA's takes 2 µs to begin.
 MOVED, FEWEST, MOST = 2 << 30, 4, 16
 
 
