@@ -37,12 +37,12 @@ def milliseconds(
     Queued calls keep the host out of the figure.
     """
     once = {name: _about(run, target_ms) for name, run in runs.items()}
-    counts = {name: min(MOST_CALLS, max(1, round(target_ms / ms))) for name, ms in once.items()}
+    counts = {name: max(1, round(target_ms / ms)) for name, ms in once.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     shuffle = random.Random(0)
     for _ in range(rounds):
         for name in shuffle.sample(sorted(runs), len(runs)):
-            _clock(runs[name], math.ceil(settle_ms / max(once[name], target_ms / MOST_CALLS)))
+            _clock(runs[name], math.ceil(settle_ms / once[name]))
             times[name].append(_clock(runs[name], counts[name]))
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -53,6 +53,7 @@ LONG_MS = 1000.0  # enough of a warm-up for programs that take so long
 
 def _about(run: Run, target_ms: float) -> float:
     """The time of a call, by more and more of them, until they fill half the target. The best of two attempts counts.
+    At least what lets `MOST_CALLS` fill it: not more are queued.
 
     Some of a program's first calls take tens of milliseconds, as when XLA makes a CUDA graph of it. Counted by those, a
     round was of three calls, which the host has its share in: 200 µs where 138 was true.
@@ -61,7 +62,7 @@ def _about(run: Run, target_ms: float) -> float:
     while once * calls <= target_ms / 2 and calls < MOST_CALLS:
         once = min(_clock(run, calls) for _ in range(2))
         calls *= 2
-    return once
+    return max(once, target_ms / MOST_CALLS)
 
 
 def _warm_up(run: Run) -> float:
