@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.kernels.measure import Ceilings, Run, milliseconds, relative_error, with_peers
+from benchmarks.kernels.measure import NO_GRAPH, Ceilings, Run, milliseconds, relative_error, with_peers
 from pallas_kernels.int8_matmul import int8_matmul
 from pallas_kernels.nvfp4_matmul import FusedConfig, expand_to_bf16, expand_to_int8, nvfp4_matmul
 from pallas_kernels.nvfp4_matmul.codes import scaled_values
@@ -40,9 +40,6 @@ ALONE = "ours, launched one by one"
 WEIGHTS = 8
 LAYERS = ((1536, 8960), (8960, 1536), (5120, 5120), (5120, 13824), (13824, 5120), (4096, 10240))
 TOKENS = 32760  # of the product an expanded weight feeds
-# XLA captures five calls in a row or more as a CUDA graph, each as a graph of its own, and in these no kernel begins
-# before the one in front has ended, `early` or not.
-NO_GRAPH = {"xla_gpu_enable_command_buffer": ""}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +149,14 @@ def _summary(ms: dict[str, float], calls: int, error: float, reasons: dict[str, 
 def _all_weights(multiply, x, weights, tensor_scale, options=None) -> Run:
     """One program for all weights: a single product ends before the next one could be sent off.
 
-    Each product is written where its last one was. XLA's host changes the CUDA graph of a program whose results moved,
-    which takes longer than products of few tokens: 17.3 µs were measured for one token, where 14.5 are true.
+    Each product is written where its last one was, and tokens are a constant, so that putting them in order takes no
+    memory either. XLA changes the CUDA graph of a program of which anything moved, which takes longer than products of
+    few tokens: with results that move 17.3 µs were measured for one token, where 14.5 are true, and with memory for
+    ordered tokens now and then 57 µs for 32, where 20 are.
     """
     multiply = jax.jit(multiply)  # lowered once
     program = jax.jit(
-        lambda _, x, weights: [multiply(x, *weight, tensor_scale) for weight in weights],
+        lambda _, weights: [multiply(x, *weight, tensor_scale) for weight in weights],
         donate_argnums=0,
         keep_unused=True,
         compiler_options=options,
@@ -166,7 +165,7 @@ def _all_weights(multiply, x, weights, tensor_scale, options=None) -> Run:
 
     def run():
         nonlocal results
-        results = program(results, x, weights)
+        results = program(results, weights)
         return results
 
     return run
