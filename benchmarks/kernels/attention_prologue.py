@@ -22,6 +22,7 @@ from pallas_kernels.columns import side_by_side
 
 NAME = "attention_prologue"
 COLUMNS = ("case", "ms", "TB/s", "of copy bandwidth", "in place, ms", "cut out, ms", "vs XLA", "codes that differ")
+compiled = functools.partial(jax.jit, compiler_options=NO_GRAPH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +88,6 @@ def random_operands(case: Case) -> tuple[Any, ...]:
 
 def program(case: Case, quantize):
     return functools.partial(quantize, valid_keys=case.tokens, pv="e4m3", config=AttentionConfig())
-
-
-compiled = functools.partial(jax.jit, compiler_options=NO_GRAPH)
 
 
 def differing_codes(ours, theirs) -> float:
