@@ -11,8 +11,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Threads of XLA's CPU client. An interpreted GPU kernel blocks one per warpgroup: with two cores' worth it would hang.
 os.environ.setdefault("NPROC", "16")
-# Most of the suite's time is XLA optimising programs that then run for milliseconds. Its older emitters of fusions take a
-# quarter less of it; a later XLA that does not know an extra option passes it over.
+# Most of the suite's time is XLA optimising programs that then run for milliseconds. Its older emitters of fusions take
+# a quarter less of it; a later XLA that does not know an extra option passes it over.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_backend_extra_options="

@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks import kernel_times
 from benchmarks.kernels import measure
 
 
@@ -58,3 +59,18 @@ def test_a_program_of_seconds_is_not_run_more_often_than_it_is_timed(clock):
     """Once to warm up, and twice a round: a forward of 14B takes three seconds."""
     measure.milliseconds({"forward": clock.run("forward", 2800.0)}, rounds=3)
     assert len(clock.started) == 1 + 2 * 3
+
+
+def test_busy_time_is_of_a_calls_kernels(monkeypatch):
+    """Of three calls a round; in one round they take ten times as long."""
+    profiles = iter([6.0, 60.0, 3.0, 6.0, 6.0, 3.0])
+    started = []
+
+    def events(function):
+        function()
+        spent = next(profiles)
+        return [("Stream: a", spent / 2), ("Stream: b", spent / 2)]
+
+    monkeypatch.setattr(kernel_times, "_events", events)
+    found = kernel_times.busy_milliseconds({"ours": lambda: started.append(1)}, rounds=6, calls=3)
+    assert found == {"ours": 2.0} and len(started) == 1 + 6 * 3
