@@ -8,13 +8,14 @@ registers on its way through Pallas values: its array shape means nothing, only 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.mosaic.gpu import fragmented_array as fa
 from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, llvm
+from jaxlib.mlir.dialects import arith, llvm, scf
 
 from pallas_kernels.mosaic import WARPGROUP
 
@@ -122,6 +123,21 @@ def op(text: str, out: str, *ins: tuple[str, Value]) -> Value:
 
 def constant(x: float, kind: str) -> Value:
     return arith.constant(_TYPES["r"](), x) if kind == "r" else utils.c(x, _TYPES[kind]())
+
+
+def when(here: Value, work: Callable[[], Any], like: Any) -> Any:
+    """What `work` makes, registers in lists like those of `like`, where the integer `here` is not 0; else zeros.
+
+    A branch: for what whole warps do or leave.
+    """
+    values, tree = jax.tree.flatten(like)
+    is_here = arith.cmpi(arith.CmpIPredicate.ne, here, constant(0, "r"))
+    branch = scf.IfOp(is_here, [value.type for value in values], has_else=True)
+    with ir.InsertionPoint(branch.then_block):
+        scf.yield_(jax.tree.leaves(work()))
+    with ir.InsertionPoint(branch.else_block):
+        scf.yield_([utils.c(0, value.type) for value in values])
+    return jax.tree.unflatten(tree, branch.results)
 
 
 def own_zero() -> Value:

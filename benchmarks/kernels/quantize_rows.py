@@ -250,25 +250,24 @@ _AS_THEY_COME = {
     ],
     5120: [
         (1, 2, 1, 1, False),
-        (1, 4, 4, 4, True),
+        (1, 2, 1, 1, True),
+        (1, 4, 4, 3, True),
         (1, 1, 1, 4, True),
-        (1, 6, 4, 2, False),
         (1, 2, 1, 0, True),
     ],
     8960: [
         (1, 3, 4, 3, True),
-        (1, 4, 4, 2, False),
-        (1, 1, 1, 2, False),
-        (1, 6, 4, 1, False),
         (1, 2, 4, 5, True),
+        (1, 4, 4, 2, False),
+        (1, 6, 4, 1, False),
         (1, 3, 4, 0, True),
     ],
     13824: [
-        (1, 2, 4, 3, False),
-        (1, 4, 4, 1, False),
         (1, 2, 4, 3, True),
         (1, 3, 4, 1, False),
-        (1, 3, 4, 0, True),
+        (1, 4, 4, 1, False),
+        (1, 2, 4, 3, False),
+        (1, 2, 4, 0, True),
     ],
 }
 # Bound by shared memory, which factors by channel are read from: four rows of 1536 and two of 5120 read them together.
@@ -288,25 +287,27 @@ _CHANGED = {
         (1, 2, 1, 1, True),
         (1, 2, 1, 1, False),
     ],
-    8960: [(1, 3, 4, 1, False, True), (1, 3, 4, 1, False)],
-    13824: [],
 }
-# A rotation needs registers beside a row.
+# Rotated, what is kept takes twice the registers.
 _CHANGED_ROTATED = {
-    1536: [(2, 4, 1, 1, False, True), (4, 2, 1, 1, False, True), (2, 4, 1, 1, False), (2, 2, 1, 3, True)],
-    5120: [(1, 2, 1, 1, False, True), (1, 2, 1, 1, True, True), (2, 1, 1, 1, False, True), (1, 2, 1, 1, False)],
-    8960: [(1, 3, 4, 1, False, True), (1, 3, 4, 1, False)],
-    13824: [],
+    1536: [(2, 2, 1, 3, True, True), (2, 3, 1, 1, True, True), (2, 4, 1, 1, False, True), (2, 2, 1, 3, True)],
+    5120: [(1, 2, 1, 1, True, True), (1, 1, 1, 3, True, True), (1, 2, 1, 1, False, True), (1, 2, 1, 1, True)],
 }
 _GROUPED = {
-    1536: [(2, 4, 1, 1, False), (1, 4, 1, 1, True), (2, 2, 1, 3, True)],
-    5120: [(1, 2, 1, 1, False), (1, 1, 1, 4, True)],
-    8960: [(1, 4, 4, 2, False), (1, 1, 1, 2, False)],
-    13824: [(1, 4, 4, 1, False), (1, 2, 4, 3, False)],
+    1536: [(1, 4, 1, 1, True), (2, 4, 1, 1, False), (2, 2, 1, 3, True)],
+    5120: [(1, 4, 4, 4, True), (1, 2, 1, 1, False), (1, 1, 1, 4, True)],
+    8960: [(1, 3, 4, 3, True), (1, 4, 4, 2, False), (1, 3, 4, 3, False)],
+    13824: [(1, 3, 4, 1, False), (1, 2, 4, 3, True), (1, 4, 4, 1, False)],
+}
+_NVFP4 = {
+    1536: [(2, 4, 1, 1, False), (2, 3, 1, 2, True)],
+    5120: [(1, 2, 1, 1, False), (1, 4, 4, 4, True)],
+    8960: [(1, 4, 4, 2, False), (1, 6, 4, 1, False)],
+    13824: [(1, 4, 4, 1, False), (1, 3, 4, 1, False)],
 }
 _GELU = {
-    8960: [(1, 4, 4, 2, False), (1, 3, 4, 3, True), (1, 2, 4, 5, True), (1, 3, 4, 0, True)],
-    13824: [(1, 2, 4, 3, True), (1, 3, 4, 1, False), (1, 2, 4, 3, False), (1, 3, 4, 0, True)],
+    8960: [(1, 3, 4, 3, True), (1, 2, 4, 5, True), (1, 4, 4, 2, False)],
+    13824: [(1, 2, 4, 3, True), (1, 4, 4, 1, False), (1, 3, 4, 1, False)],
 }
 _SHAPES = {
     "plain": _AS_THEY_COME,
@@ -316,7 +317,7 @@ _SHAPES = {
     "modulated nvfp4": _CHANGED,
     "grouped": _GROUPED,
     "gelu": _GELU,
-    "nvfp4": _GROUPED,
+    "nvfp4": _NVFP4,
 }
 
 

@@ -20,7 +20,9 @@ class QuantizeRowsConfig:
     slots: int = 1  # tiles of codes on their way out, per warpgroup
     # 1 or 4: `warps_sm90`, so many warps take `rows` rows, one if four; of what is above only warpgroups.
     warps: int = 0
-    keep: bool = True  # with ahead: a row in registers until its codes are made, else read from shared memory again
+    # With ahead: a row in registers until its codes are made, rotated if it is to be, in f32; else read from shared
+    # memory and rotated again.
+    keep: bool = True
     ahead: int = 0  # with warps: rounds whose rows are on their way through shared memory; 0 is straight to registers
     # With warps: the last so many rounds are left to CTAs that begin where an SM is done, `stretch` of them each.
     late: int = 0
@@ -50,31 +52,42 @@ def _by_channel(spec: Any) -> bool:
     return spec.norm is not None or spec.affine
 
 
-# Up to so wide rows, in registers. Eight warpgroups of shared rows take 141 µs of 5120, these two 136 to 138.
+# Up to so wide rows, in registers.
+_WIDEST = QuantizeRowsConfig(rows=1, warpgroups=3, warps=4, ahead=1, keep=False)  # six rows an SM
 _AS_THEY_COME = {
     1536: QuantizeRowsConfig(rows=1, warpgroups=4, warps=1, ahead=1),
     5120: QuantizeRowsConfig(rows=1, warpgroups=2, warps=1, ahead=1, keep=False),
-    8960: QuantizeRowsConfig(rows=1, warpgroups=4, warps=4, ahead=2, keep=False),
-    13824: QuantizeRowsConfig(rows=1, warpgroups=4, warps=4, ahead=1, keep=False),
+    8960: QuantizeRowsConfig(rows=1, warpgroups=3, warps=4, ahead=3),
+    13824: QuantizeRowsConfig(rows=1, warpgroups=2, warps=4, ahead=3),
+    18816: _WIDEST,
 }
 # Four warpgroups leave 128 registers a thread, too few for a GELU beside a row.
-_ACTIVATED = {
-    1536: QuantizeRowsConfig(rows=1, warpgroups=3, warps=1, ahead=1),
+_ACTIVATED = {**_AS_THEY_COME, 1536: QuantizeRowsConfig(rows=1, warpgroups=3, warps=1, ahead=1)}
+# Blocks of NVFP4 take registers that a rotated row needs.
+_IN_FOUR_BITS = {
+    1536: QuantizeRowsConfig(rows=2, warpgroups=4, warps=1, ahead=1, keep=False),
     5120: QuantizeRowsConfig(rows=1, warpgroups=2, warps=1, ahead=1, keep=False),
-    8960: QuantizeRowsConfig(rows=1, warpgroups=3, warps=4, ahead=3),
-    13824: QuantizeRowsConfig(rows=1, warpgroups=3, warps=4, ahead=1, keep=False),
+    8960: QuantizeRowsConfig(rows=1, warpgroups=4, warps=4, ahead=2, keep=False),
+    13824: QuantizeRowsConfig(rows=1, warpgroups=4, warps=4, ahead=1, keep=False),
+    18816: _WIDEST,
 }
-# A wider row than these, with the factors of its channels, leaves room for no more than one ahead.
+# The factors of a wider row's channels would leave room for no row ahead.
 _BY_CHANNEL = {
     1536: QuantizeRowsConfig(rows=2, warpgroups=4, warps=1, ahead=1, keep=False, crossed=True),
     5120: QuantizeRowsConfig(rows=1, warpgroups=2, warps=1, ahead=1, keep=False, crossed=True),
     8960: QuantizeRowsConfig(rows=1, warpgroups=3, warps=4, ahead=1, keep=False, crossed=True),
+    13824: QuantizeRowsConfig(rows=1, warpgroups=2, warps=4, ahead=1, keep=False, crossed=True),
 }
 
 
 def _by_rule(k: int, spec: Any) -> QuantizeRowsConfig:
     """Rows in registers; else blocks of at most 80 KiB, so that two CTAs share an SM."""
-    choices = _BY_CHANNEL if _by_channel(spec) else _ACTIVATED if spec.activation else _AS_THEY_COME
+    if _by_channel(spec):
+        choices = _BY_CHANNEL
+    elif spec.form == "nvfp4":
+        choices = _IN_FOUR_BITS
+    else:
+        choices = _ACTIVATED if spec.activation else _AS_THEY_COME
     for width, config in choices.items():
         if k <= width:
             return config

@@ -1,8 +1,8 @@
 """Which rows, groups of 128 and columns a CTA, a warp and a lane take, in `warps_sm90`."""
 
 import dataclasses
-import functools
 import math
+from typing import Self
 
 from jaxlib.mlir.dialects import arith
 
@@ -58,12 +58,32 @@ class Division:
 
     @property
     def groups(self) -> int:
-        """A warp takes; the last warp of a row may find fewer."""
-        return ceil_div(self.config.rows * self.row_groups, self.config.warps)
+        """Of the rows a team takes."""
+        return self.config.rows * self.row_groups
+
+    @property
+    def team_units(self) -> int:
+        return ceil_div(self.groups, GROUPS)
+
+    @property
+    def common_units(self) -> int:
+        """That every warp takes."""
+        return self.team_units // self.config.warps
+
+    @property
+    def longer(self) -> int:
+        """Parts of a row with a unit more than others: the first ones."""
+        return self.team_units % self.config.warps
 
     @property
     def units(self) -> int:
-        return ceil_div(self.groups, GROUPS)
+        """That some warp takes."""
+        return self.common_units + (self.longer > 0)
+
+    @property
+    def last_part(self) -> int:
+        """Its first unit."""
+        return self.team_units - self.common_units
 
     @property
     def channel_units(self) -> int:
@@ -73,10 +93,6 @@ class Division:
         return min(self.units, self.row_groups // math.gcd(self.row_groups, GROUPS))
 
     @property
-    def parts_differ(self) -> bool:
-        return self.groups * self.config.warps != self.config.rows * self.row_groups
-
-    @property
     def last_rows_differ(self) -> bool:
         return self.m % self.config.rows != 0
 
@@ -84,18 +100,43 @@ class Division:
 class Place:
     """Of one warp of a CTA."""
 
-    def __init__(self, division: Division, cta: Value) -> None:
-        self.division, self.cta = division, cta
-        self.lane = ptx.op("mov.u32 {o[0]}, %laneid;", "r")
-        self.warp = ptx.op("{{ .reg .b32 a; mov.u32 a, %tid.x; shr.u32 {o[0]}, a, 5; }}", "r")
-        self.group = regs.integer("shr.u32 {o[0]}, {i[0]}, {i[1]};", self.lane, 2)
-        self.quarter = regs.integer("and.b32 {o[0]}, {i[0]}, {i[1]};", self.lane, 3)
-        self.part = remainder(self.warp, division.config.warps)
+    def __init__(self, division: Division, cta: Value, warp: Value, lane: Value) -> None:
+        self.division, self.cta, self.warp, self.lane = division, cta, warp, lane
+        self.group = regs.integer("shr.u32 {o[0]}, {i[0]}, {i[1]};", lane, 2)
+        self.quarter = regs.integer("and.b32 {o[0]}, {i[0]}, {i[1]};", lane, 3)
+        self.team = quotient(warp, division.config.warps)
+        # An SM has a scheduler for every fourth warp: each gets longer parts of some teams.
+        turned = ptx.add(warp, self.team, "r") if division.longer else warp
+        self.part = remainder(turned, division.config.warps)
+        before = least(self.part, division.longer)
+        self.first_unit = times_plus(self.part, division.common_units, before)
+        self.first_group = times(self.first_unit, GROUPS)
 
-    @functools.cached_property
-    def first_group(self) -> Value:
-        """Of what this warp takes of a row."""
-        return times(self.part, self.division.groups)
+    @classmethod
+    def of_thread(cls, division: Division, cta: Value) -> Self:
+        lane = ptx.op("mov.u32 {o[0]}, %laneid;", "r")
+        return cls(division, cta, ptx.op("{{ .reg .b32 a; mov.u32 a, %tid.x; shr.u32 {o[0]}, a, 5; }}", "r"), lane)
+
+    @property
+    def units(self) -> Value:
+        """Of this warp."""
+        longer = below(self.part, self.division.longer)
+        return ptx.add(longer, ptx.constant(self.division.common_units, "r"), "r")
+
+    @property
+    def groups(self) -> Value:
+        """Of this warp, which the last part of a row may have fewer of than of eight a unit."""
+        left = regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", self.division.groups, self.first_group)
+        return least(left, times(self.units, GROUPS))
+
+    def takes(self, unit: int) -> Value | None:
+        """Whether this warp takes a unit that some do; `None` if all do."""
+        return None if unit < self.division.common_units else below(self.part, self.division.longer)
+
+    def group_of(self, unit: int | Value) -> Value:
+        """This lane's of a unit, among those of its team's rows."""
+        unit = ptx.constant(unit, "r") if isinstance(unit, int) else unit
+        return times_plus(unit, GROUPS, ptx.add(self.group, self.first_group, "r"))
 
     def row(self, i: Value) -> Value:
         """The first of a round; beyond the last of all in rounds that a CTA does not have.
@@ -104,34 +145,30 @@ class Place:
         more of, in stretches.
         """
         division = self.division
-        team = quotient(self.warp, division.config.warps)
-        share = times_plus(times_plus(i, division.teams, team), division.sms, self.cta)
+        share = times_plus(times_plus(i, division.teams, self.team), division.sms, self.cta)
         if division.ctas > division.sms:
             is_early = below(self.cta, division.sms)
             counts = (ptx.constant(count, "r") for count in (division.rounds, division.config.stretch))
-            share = regs.where(is_early, share, self._late_share(i, team), "r")
+            share = regs.where(is_early, share, self._late_share(i), "r")
             share = regs.where(
                 below(i, regs.where(is_early, *counts, "r")), share, ptx.constant(division.shares, "r"), "r"
             )
         return times(share, division.config.rows)
 
-    def _late_share(self, i: Value, team: Value) -> Value:
+    def _late_share(self, i: Value) -> Value:
         division = self.division
         late = regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", self.cta, division.sms)
-        share = times_plus(times_plus(late, division.config.stretch, i), division.teams, team)
+        share = times_plus(times_plus(late, division.config.stretch, i), division.teams, self.team)
         return ptx.add(share, ptx.constant(division.early_shares, "r"), "r")
 
     def exists(self, unit: int, row: Value) -> Value | None:
-        """Whether this lane's group of a unit does; `None` if it always does."""
-        division, last, one = self.division, (unit + 1) * GROUPS, ptx.constant(1, "r")
+        """Whether this lane's group of a unit that its warp takes does; `None` if it always does."""
+        division, one = self.division, ptx.constant(1, "r")
         here = one
-        if last > division.groups:
-            here = below(self.group, division.groups - unit * GROUPS, here)
-        group = ptx.add(self.group, ptx.constant(unit * GROUPS, "r"), "r")
-        if division.parts_differ:
-            here = below(ptx.add(self.first_group, group, "r"), division.row_groups, here)
+        if unit < division.common_units and (division.last_part + unit + 1) * GROUPS > division.groups:
+            here = below(self.group_of(unit), division.groups, here)
         if division.last_rows_differ:
-            inside = quotient(group, division.row_groups)
+            inside = quotient(self.group_of(unit), division.row_groups)
             here = below(ptx.add(row, inside, "r"), division.m, here)
         return None if here is one else here
 
@@ -162,6 +199,10 @@ def quotient(x: Value, divisor: int) -> Value:
 
 def remainder(x: Value, divisor: int) -> Value:
     return arith.remui(x, ptx.constant(divisor, "r"))
+
+
+def least(x: Value, bound: Value | int) -> Value:
+    return regs.integer("min.s32 {o[0]}, {i[0]}, {i[1]};", x, bound)
 
 
 def below(x: Value, bound: Value | int, and_: Value | int = 1) -> Value:

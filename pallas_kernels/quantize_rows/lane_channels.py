@@ -15,12 +15,12 @@ from pallas_kernels.quantize_rows.division import (
     Place,
     address,
     below,
-    quotient,
+    least,
     remainder,
     times,
     times_plus,
 )
-from pallas_kernels.quantize_rows.registers import CHUNK, CHUNKS, GROUPS
+from pallas_kernels.quantize_rows.registers import CHUNK, CHUNKS
 
 _LINE = 32 * 16  # bytes of a warp's lanes
 _UNIT = 2 * CHUNKS * _LINE  # of one vector, for a unit
@@ -31,7 +31,7 @@ def channel_bytes(division: Division) -> int:
 
 
 def _vector_bytes(division: Division) -> int:
-    return division.config.warps * division.channel_units * _UNIT
+    return _UNIT * (division.channel_units if division.config.warps == 1 else division.team_units)
 
 
 class LaneChannels:
@@ -39,25 +39,21 @@ class LaneChannels:
 
     def __init__(self, place: Place, rows, factor: Value, offset: Value, memory: Value) -> None:
         self.place, self.division, self.rows, self.vectors = place, place.division, rows, (factor, offset)
-        part = times_plus(place.part, self.division.channel_units * _UNIT, ptx.shared_address(memory))
+        part = times_plus(place.first_unit, _UNIT, ptx.shared_address(memory))
         self.memory = times_plus(place.lane, 16, part)
 
     def begin(self) -> None:
         """Units are shared out to the teams."""
-        team = quotient(self.place.warp, self.division.config.warps)
         for first in range(0, self.division.channel_units, self.division.teams):
-            self._bring(ptx.add(team, ptx.constant(first, "r"), "r"))
+            self._bring(ptx.add(self.place.team, ptx.constant(first, "r"), "r"))
         ptx.emit("bar.sync 0;", volatile=True)
 
     def _bring(self, unit: Value) -> None:
         division, place = self.division, self.place
-        inside = times_plus(unit, GROUPS, place.group)
-        group = ptx.add(place.first_group, inside, "r")
-        exists = below(inside, division.groups)
-        if division.parts_differ:
-            exists = below(group, division.row_groups, exists)
+        group = place.group_of(unit)
         column = times_plus(remainder(group, division.row_groups), GROUP, times(place.quarter, self.rows.lane_columns))
-        to, wanted = times_plus(unit, _UNIT, self.memory), below(unit, division.channel_units)
+        exists = below(group, division.groups)
+        to, wanted = times_plus(unit, _UNIT, self.memory), below(unit, least(place.units, division.channel_units))
         zero, fours = ptx.constant(0, "r"), []
         for i, vector in enumerate(self.vectors):
             origin = address(vector, zero, 0, column, 4)

@@ -37,8 +37,12 @@ def nearly_rotated(words: list[list[Any]], half: int, product: Product) -> list:
 
 def rotated(words: list[list[Any]], half: int, product: Product, add: Callable, subtract: Callable) -> list:
     """All levels; by chunk, the pairs that belong in word 2 · half of four and in the next."""
+    return last_level(nearly_rotated(words, half, product), add, subtract)
+
+
+def last_level(nearly: list, add: Callable, subtract: Callable) -> list:
     last = lambda a, b: ([add(*x) for x in zip(a, b, strict=True)], [subtract(*x) for x in zip(a, b, strict=True)])
-    return [last(a, b) for a, b in nearly_rotated(words, half, product)]
+    return [last(a, b) for a, b in nearly]
 
 
 # The same in PTX.

@@ -25,6 +25,7 @@ from pallas_kernels.quantize_rows.division import (
     Place,
     address,
     below,
+    least,
     quotient,
     remainder,
     times,
@@ -42,11 +43,18 @@ def slots(division: Division) -> int:
 
 
 def slot_bytes(division: Division) -> int:
-    return 2 * GROUP * division.groups
+    """Of a team."""
+    return _ROW * division.groups
+
+
+def words(division: Division) -> tuple[int, int]:
+    """Of all slots, and of their barriers."""
+    memory, barriers = division.teams * slot_bytes(division), division.warps * _BARRIER
+    return slots(division) * memory // 4, slots(division) * barriers // 4
 
 
 def ring_bytes(division: Division) -> int:
-    return division.warps * slots(division) * (slot_bytes(division) + _BARRIER)
+    return 4 * sum(words(division))
 
 
 def fits(division: Division, besides: int = 0) -> bool:
@@ -66,7 +74,8 @@ class Ring:
         self.row, self.x, self.codes = place.row(i), x, codes
         self.slots, self.size = slots(self.division), slot_bytes(self.division)
         self.line, self.leader = GROUP * code_bits // 8, below(place.lane, 1)
-        self.memory = times_plus(place.warp, self.slots * self.size, ptx.shared_address(memory))
+        team = times_plus(place.team, self.slots * self.size, ptx.shared_address(memory))
+        self.memory = times_plus(place.first_group, _ROW, team)  # of this warp's part of the first slot
         self.barriers = times_plus(place.warp, self.slots * _BARRIER, ptx.shared_address(barriers))
 
     @staticmethod
@@ -198,19 +207,11 @@ class Ring:
 
     def _bytes(self, row: Value, line: int) -> Value:
         """Of what this warp takes of a round's rows, or of their codes, where a group has so many."""
-        division = self.division
-        count = ptx.constant(division.groups, "r")
-        if division.parts_differ:
-            left = regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", division.row_groups, self.place.first_group)
-            count = _least(left, division.groups)
+        division, count = self.division, self.place.groups
         if division.last_rows_differ:
-            rows = _least(regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", division.m, row), division.config.rows)
+            rows = least(regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", division.m, row), division.config.rows)
             count = times(rows, division.row_groups) if division.config.warps == 1 else count
         return times(regs.integer("max.s32 {o[0]}, {i[0]}, {i[1]};", count, 0), line)
-
-
-def _least(x: Value, bound: int) -> Value:
-    return regs.integer("min.s32 {o[0]}, {i[0]}, {i[1]};", x, bound)
 
 
 def _positive(x: Value, and_: Value) -> Value:

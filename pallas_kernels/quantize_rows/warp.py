@@ -1,7 +1,7 @@
 """The instructions of one warp of `warps_sm90` in one round, written out: nothing here is a loop in the kernel."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from pallas_kernels import ptx
 from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import blocks
 from pallas_kernels.quantize_rows import registers as regs
-from pallas_kernels.quantize_rows.changes import Changed, Norm, changed, norm_of
+from pallas_kernels.quantize_rows.changes import Norm, changed, norm_of
 from pallas_kernels.quantize_rows.config import GROUP
 from pallas_kernels.quantize_rows.division import WARPS, Place, below, times, times_plus
 from pallas_kernels.quantize_rows.lane_channels import LaneChannels
@@ -22,6 +22,10 @@ from pallas_kernels.quantize_rows.spec import BLOCK, E2M1_MAX, E4M3_MAX, INT8_MA
 from pallas_kernels.quantize_rows.straight import Straight
 
 ALL_LANES, GROUPS_APART, SAME_GROUP = (1, 2, 4, 8, 16), (4, 8, 16), (1, 2)
+
+
+# Of a unit: what is kept of it, and amax, Σ|x| and max|x| of this lane's part of a group.
+Measured = tuple[list[Any], tuple[Value | None, Value, Value]]
 
 
 class Outputs(NamedTuple):
@@ -54,23 +58,16 @@ class Warp:
         self.round, self.place, self.rows, self.row = i, place, rows, rows.row
         self.channels, self.outputs, self.met = channels, outputs, met
 
-    @functools.cached_property
-    def pair(self) -> Value:
-        return regs.thread_signs()
-
     def run(self) -> None:
         """In the last round some teams find no row."""
         with utils.when(arith.cmpi(arith.CmpIPredicate.slt, self.row, ptx.constant(self.division.m, "r"))):
             self._take_rows()
 
     def _take_rows(self) -> None:
-        self.signs = regs.product_with(self.pair)
+        self.signs = regs.product_with(regs.thread_signs())
         self.rows.arrive()
-        units = [self.rows.load(unit) for unit in range(self.division.units)]
-        if self.spec.changes:
-            units, measured = self._changed(units)
-        else:
-            measured = [(self._amax(words), *self._seen(words)) for words in units]
+        results = self._changed() if self.spec.changes else self._as_they_come()
+        kept, measured = zip(*results, strict=True)
         rows = [self._row_results(row, measured) for row in range(self.config.rows)]
         self.rows.loaded()
         if not self._asks_early:
@@ -82,19 +79,19 @@ class Warp:
             scales = [None] * len(rows)
         else:
             scales = [self._scale(amax) for amax, _, _ in rows]
-            self._make_products_again(rows[0][0])
-        for unit, words in enumerate(units):
-            words = words if self.config.keep else self.rows.load_again(unit, self.spec.changes)
-            self._encode(unit, words, scales)
+        self._by_unit(lambda unit: self._encode(unit, kept[unit], scales))
         self.rows.send()
         for row, ((_, total, largest), scale) in enumerate(zip(rows, scales, strict=True)):
             self._store_vectors(row, scale and scale[0], total, largest)
 
-    def _make_products_again(self, amax: Value) -> None:
-        """Not kept: their f32 results would not fit. A sign that the compiler cannot know to be 0 says so to it."""
-        if self.spec.rotate:
-            text = "{{ .reg .b32 a; mov.b32 a, {i[1]}; shr.u32 a, a, 31; or.b32 {o[0]}, {i[0]}, a; }}"
-            self.signs = regs.product_with(ptx.op(text, "r", ("r", self.pair), ("f", amax)))
+    def _by_unit(self, work: Callable[[int], Any], count: int | None = None) -> list[Any]:
+        """What `work` makes of each unit, registers; zeros where this warp's part of a row does not have the last."""
+        results: list[Any] = []
+        for unit in range(count or self.division.units):
+            here = self.place.takes(unit)
+            make = functools.partial(work, unit)
+            results.append(make() if here is None else ptx.when(here, make, results[0]))
+        return results
 
     @property
     def _asks_early(self) -> bool:
@@ -103,28 +100,35 @@ class Warp:
 
     # What is measured.
 
+    def _as_they_come(self) -> list[Measured]:
+        """What only some warps take is loaded where it is measured, in the same branch."""
+        loaded = [self.rows.load(unit) for unit in range(self.division.common_units)]
+
+        def measured(unit: int) -> Measured:
+            words = loaded[unit] if unit < len(loaded) else self.rows.load(unit)
+            kept, amax = self._kept(words)
+            return kept, (amax, *self._seen(words))
+
+        return self._by_unit(measured)
+
     def _seen(self, words: list[Value]) -> tuple[Value, Value]:
         """Of a lane's group: Σ|x|, and max|x| as a bf16 pair."""
         magnitudes = regs.magnitudes(words)
         return regs.sum_by_product(magnitudes), functools.reduce(regs.max_of_pairs, magnitudes)
 
-    def _changed(self, units: list[list[Value]]) -> tuple[list[list[Value]], list[tuple[Value | None, Value, Value]]]:
-        """Units of what is encoded, and of each amax, Σ|x| and max|x|, of this lane's part of a group."""
+    def _changed(self) -> list[Measured]:
+        units = self._by_unit(self.rows.load)
         norms = self._norms(units) if self.spec.norm else None
         if self._asks_early:
             self.rows.ask()
-        out, measured = list(units), [None] * len(units)
-        for first in range(self.division.channel_units):
-            alike = range(first, len(units), self.division.channel_units)
-            for unit, (words, total, largest) in zip(alike, self._changed_alike(alike, units, norms), strict=True):
-                out[unit] = words
-                # A norm and an offset make something of the zeros where there is no group.
-                here = self.place.exists(unit, self.row) if self.spec.norm or self.spec.affine else None
-                amax, zero = self._amax(words), ptx.constant(0.0, "f")
-                measured[unit] = [x and regs.where(here, x, zero) for x in (amax, total, largest)]
-        return out, measured
+        every = self.division.channel_units
+        alike = lambda first: self._changed_alike(range(first, len(units), every), units, norms)
+        by_first = self._by_unit(alike, every)
+        return [by_first[unit % every][unit // every] for unit in range(len(units))]
 
-    def _changed_alike(self, alike: Sequence[int], units: list[list[Value]], norms: list[Norm] | None) -> list[Changed]:
+    def _changed_alike(
+        self, alike: Sequence[int], units: list[list[Value]], norms: list[Norm] | None
+    ) -> list[Measured]:
         """Units of the same channels."""
         again = norms is not None and not self.config.keep
         words = [self.rows.load(unit) if again else units[unit] for unit in alike]
@@ -136,13 +140,20 @@ class Warp:
         if not self.config.keep:
             for unit, (words, _, _) in zip(alike, out, strict=True):
                 self.rows.put_back(unit, words)
-        return out
+        return [self._changed_and_measured(unit, *result) for unit, result in zip(alike, out, strict=True)]
+
+    def _changed_and_measured(self, unit: int, words: list[Value], total: Value, largest: Value) -> Measured:
+        """A norm and an offset make something of the zeros where there is no group."""
+        here = self.place.exists(unit, self.row) if self.spec.norm or self.spec.affine else None
+        (kept, amax), zero = self._kept(words), ptx.constant(0.0, "f")
+        return kept, tuple(x and regs.where(here, x, zero) for x in (amax, total, largest))
 
     def _norms(self, units: list[list[Value]]) -> list[Norm]:
         """Of each row."""
         zero = ptx.constant(0.0, "f")
-        totals = [regs.sum_by_product(words) if self.spec.norm == "layer" else zero for words in units]
-        squares = [regs.sum_of_squares(words) for words in units]
+        total = lambda unit: regs.sum_by_product(units[unit]) if self.spec.norm == "layer" else zero
+        totals = self._by_unit(total)
+        squares = self._by_unit(lambda unit: regs.sum_of_squares(units[unit]))
         rows = [
             (self._row_sum(row, totals, GROUPS_APART), self._row_sum(row, squares, ALL_LANES))
             for row in range(self.config.rows)
@@ -151,20 +162,21 @@ class Warp:
             rows = [self._meet(rows[0], (ptx.add, ptx.add), 1)]
         return [norm_of(*sums, self.division.k, self.spec) for sums in rows]
 
-    def _amax(self, words: list[Value]) -> Value | None:
-        """The largest magnitude of what is encoded; `None` if it is max|x|, or a matter of each group."""
-        if self.spec.grouped:
-            return None
-        if not self.spec.rotate:
-            pair = functools.reduce(regs.max_of_pairs, regs.magnitudes(words))
-            return regs.larger_of_pair(pair) if self.spec.changes else None
-        amax = ptx.constant(0.0, "f")
-        for half in (0, 1):
-            for a, b in regs.nearly_rotated(_chunks(words), half, self.signs):
-                # The larger of |a + b| and |a - b| is |a| + |b|.
-                for pair_of_last in zip(a, b, strict=True):
-                    amax = regs.max_magnitude(amax, regs.sum_of_magnitudes(*pair_of_last))
-        return amax
+    def _kept(self, words: list[Value]) -> tuple[list[Any], Value | None]:
+        """What codes are made of later, if that is to stay in registers, and the largest magnitude of what is encoded:
+        `None` if it is max|x|, or a matter of each group."""
+        amax = None
+        if self.spec.rotate and not self.spec.grouped:
+            words, amax = self._nearly_rotated(words), ptx.constant(0.0, "f")
+            # The larger of |a + b| and |a - b| is |a| + |b|.
+            for pair_of_last in (x for half in words for a, b in half for x in zip(a, b, strict=True)):
+                amax = regs.max_magnitude(amax, regs.sum_of_magnitudes(*pair_of_last))
+        elif self.spec.changes and not self.spec.grouped:
+            amax = regs.larger_of_pair(functools.reduce(regs.max_of_pairs, regs.magnitudes(words)))
+        return (words if self.config.keep else []), amax
+
+    def _nearly_rotated(self, words: list[Value]) -> list[Any]:
+        return [regs.nearly_rotated(_chunks(words), half, self.signs) for half in (0, 1)]
 
     def _of_row(self, row: int, by_unit: list[Any]) -> list[tuple[Value | None, Any]]:
         """Of the units that have groups of one of a warp's rows: which lanes' these are, and what there is of them."""
@@ -204,15 +216,13 @@ class Warp:
 
     def _meet(self, values: tuple[Value, ...], combine: tuple[Any, ...], meeting: int) -> tuple[Value, ...]:
         """With the other warps of the row. Two places in turn: a warp may still read what met in the last round."""
-        mine, size = times(self.place.warp, 16), 16 * self.division.warps
+        size, place = 16 * self.division.warps, self.place
         turn = regs.integer("and.b32 {o[0]}, {i[0]}, {i[1]};", self.round, 1)
         first_of_meeting = ptx.add(ptx.shared_address(self.met), ptx.constant(2 * size * meeting, "r"), "r")
-        address = times_plus(turn, size, first_of_meeting)
+        row = times_plus(place.team, 16 * WARPS, times_plus(turn, size, first_of_meeting))
         four = [*values, *[values[-1]] * (4 - len(values))]
-        ptx.store_shared(ptx.add(address, mine, "r"), 0, four)
+        ptx.store_shared(times_plus(place.part, 16, row), 0, four)
         utils.warpgroup_barrier()
-        first = regs.integer("and.b32 {o[0]}, {i[0]}, {i[1]};", mine, -16 * WARPS)
-        row = ptx.add(address, first, "r")
         parts = [ptx.load_shared(row, 16 * i)[: len(values)] for i in range(WARPS)]
         return tuple(functools.reduce(f, part) for f, part in zip(combine, zip(*parts, strict=True), strict=True))
 
@@ -239,29 +249,27 @@ class Warp:
                 value = by_row[row] if before is None else regs.where(before, value, by_row[row])
         return value
 
-    def _encode(self, unit: int, words: list[Value], scales: list[Any]) -> None:
+    def _encode(self, unit: int, kept: list[Any], scales: list[Any]) -> None:
+        pairs = self._values(unit, kept)
         if self.spec.grouped:
-            pairs = self._values(words)
             inverse = self._group_scale(unit, pairs)
         else:
             inverse = self._of_unit(unit, [inverse for _, inverse in scales])
-            pairs = self._values(words)
         if self.spec.form == "nvfp4":
             self.rows.store(unit, self._blocks(unit, pairs, inverse))
             return
         codes = [[regs.codes_of(pair, inverse) for pair in chunk] for chunk in pairs]
         self.rows.store(unit, [[regs.together(*four[:2]), regs.together(*four[2:])] for four in codes])
 
-    def _values(self, words: list[Value]) -> list[list[Any]]:
+    def _values(self, unit: int, kept: list[Any]) -> list[list[Any]]:
         """What is encoded, in f32: by chunk, the two values of each of its words."""
-        chunks = _chunks(words)
+        words = kept if self.config.keep else self.rows.load_again(unit, self.spec.changes)
         if not self.spec.rotate:
-            return [[regs.as_floats(word) for word in chunk] for chunk in chunks]
-        pairs: list[list[Any]] = [[None] * 4 for _ in chunks]
-        for half in (0, 1):
-            for q, values in enumerate(regs.rotated(chunks, half, self.signs, ptx.add, ptx.subtract)):
-                pairs[q][2 * half : 2 * half + 2] = values
-        return pairs
+            return [[regs.as_floats(word) for word in chunk] for chunk in _chunks(words)]
+        is_rotated = self.config.keep and not self.spec.grouped
+        nearly = words if is_rotated else self._nearly_rotated(words)
+        halves = [regs.last_level(half, ptx.add, ptx.subtract) for half in nearly]
+        return [[*first, *second] for first, second in zip(*halves, strict=True)]
 
     def _group_scale(self, unit: int, pairs: list[list[Any]]) -> Value:
         """Stores that of a lane's group, by one lane of the four; what its values are multiplied by."""
@@ -288,9 +296,7 @@ class Warp:
 
     def _group_place(self, unit: int) -> Value:
         """Of a lane's group among those of all rows."""
-        group = ptx.add(self.place.group, ptx.constant(unit * GROUPS, "r"), "r")
-        inside = ptx.add(self.place.first_group, group, "r")
-        return times_plus(self.row, self.division.row_groups, inside)
+        return times_plus(self.row, self.division.row_groups, self.place.group_of(unit))
 
     def _some_lanes(self, unit: int, count: int) -> Value:
         """So many of the four of a group, if there is one."""

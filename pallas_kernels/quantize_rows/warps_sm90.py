@@ -25,6 +25,7 @@ from pallas_kernels.quantize_rows import ring
 from pallas_kernels.quantize_rows.config import GROUP, QuantizeRowsConfig
 from pallas_kernels.quantize_rows.division import WARPS, Division, Place
 from pallas_kernels.quantize_rows.lane_channels import LaneChannels, channel_bytes
+from pallas_kernels.quantize_rows.registers import GROUPS
 from pallas_kernels.quantize_rows.ring import Ring
 from pallas_kernels.quantize_rows.spec import BLOCK, Spec
 from pallas_kernels.quantize_rows.straight import Straight
@@ -37,6 +38,9 @@ def _check(division: Division, spec: Spec) -> None:
         raise ValueError(
             f"quantize_rows: config has warps {config.warps}, rows {config.rows}: expected 1, or 4 and 1 row"
         )
+    if division.common_units == 0:
+        narrowest = (WARPS - 1) * GROUPS * GROUP + GROUP
+        raise ValueError(f"quantize_rows: config.warps = {WARPS}, expected 1 for k = {division.k}, below {narrowest}")
     if config.ahead < 0:
         raise ValueError(f"quantize_rows: config.ahead = {config.ahead}, expected at least 0")
     if config.late < 0 or config.stretch < 1:
@@ -96,9 +100,8 @@ class Kernel:
         division = self.division
         scratch = dict(met=plgpu.SMEM((2 * meetings(self.spec) * division.warps * 4,), jnp.float32))
         if self.config.ahead:
-            slots = division.warps * ring.slots(division)
-            for name, words in (("memory", ring.slot_bytes(division) // 4), ("barriers", 2)):
-                scratch[name] = plgpu.SMEM((slots * words,), jnp.int32)
+            memory, barriers = ring.words(division)
+            scratch |= dict(memory=plgpu.SMEM((memory,), jnp.int32), barriers=plgpu.SMEM((barriers,), jnp.int32))
         if self.spec.affine:
             scratch["channels"] = plgpu.SMEM((channel_bytes(division) // 4,), jnp.float32)
         pl.run_scoped(functools.partial(self._rounds, gmem), **scratch, collective_axes="wg")
@@ -112,7 +115,7 @@ class Kernel:
             def run(_, i, cta, *refs):
                 (i,), (cta,) = ptx.unpack(i), ptx.unpack(cta)
                 inside = dict(zip(smem, refs[len(gmem) :], strict=True))
-                step(self._warp(Place(self.division, cta), i, refs[: len(gmem)], inside))
+                step(self._warp(Place.of_thread(self.division, cta), i, refs[: len(gmem)], inside))
 
             return lambda i: run(i, cta, *refs)
 

@@ -69,8 +69,17 @@ def test_quantize_rows(record_property, variant, k):
     assert_same_codes(record_property, case, operands, result)
 
 
-@pytest.mark.parametrize("variant", ["plain", "rotated"])
-@pytest.mark.parametrize("k", [384, 768, 3072])
+@pytest.mark.parametrize(
+    ("k", "variant"),
+    [
+        *[(k, variant) for k in (384, 768, 3072, 14336) for variant in ("plain", "rotated")],
+        # Shared by four warps, in parts that differ.
+        *[(k, variant) for k in (5760, 9600) for variant in quantize_rows.VARIANTS],
+        *[(14336, variant) for variant in ("grouped", "gelu", "nvfp4")],
+        *[(13824, variant) for variant in ("modulated", "modulated rotated", "modulated nvfp4")],
+        (18816, "rotated"),
+    ],
+)
 def test_quantize_rows_of_other_widths(record_property, variant, k):
     case = quantize_rows.Case("", 1003, k, variant)
     operands = quantize_rows.same_operands(case)
@@ -144,7 +153,7 @@ def test_neither_crossed_lanes_nor_rows_that_share_factors_change_a_bit(variant,
 @pytest.mark.parametrize("variant", [variant for variant in quantize_rows.VARIANTS if variant != "gelu"])
 def test_rows_left_to_late_ctas_are_quantized_alike(variant, shares, late, stretch):
     """So many that there are rounds to leave; every bit as without, and what no kernel makes is overwritten."""
-    case = quantize_rows.Case("", 15001, 1536, variant)
+    case = quantize_rows.Case("", 15001, 1536 if shares["warps"] == 1 else 3456, variant)
     operands = quantize_rows.same_operands(case)
     config = quantize_rows.QuantizeRowsConfig(warpgroups=2, ahead=1, **shares)
     run = lambda config: jax.jit(functools.partial(quantize_rows.run_kernel, case, config=config))(*operands)

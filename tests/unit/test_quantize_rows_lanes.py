@@ -1,7 +1,6 @@
 """What lanes of the row quantizer read and write in shared memory: all of it, in no bank twice at a time."""
 
 import numpy as np
-import ptx_integers
 import ptx_lanes
 import pytest
 
@@ -44,11 +43,10 @@ class SharedMemory:
 def shared(monkeypatch):
     memory = SharedMemory(1 << 18)
     ptx_lanes.replace_instructions(monkeypatch)
-    for module in (division, ring, lane_channels):
+    for module in (division, ring):
         monkeypatch.setattr(module, "quotient", lambda x, divisor: x // divisor)
+    for module in (division, ring, lane_channels):
         monkeypatch.setattr(module, "remainder", lambda x, divisor: x % divisor)
-    for name, instruction in (("mul.lo.s32", lambda a, b: a * b), ("mad.lo.s32", lambda a, b, c: a * b + c)):
-        monkeypatch.setitem(ptx_integers.INSTRUCTIONS, name, instruction)
     monkeypatch.setattr(ring, "_sync", lambda: None)
     monkeypatch.setattr(ptx, "emit", lambda *_, **__: [])  # barriers
     monkeypatch.setattr(ptx, "shared_address", lambda address: address)
@@ -62,10 +60,7 @@ def shared(monkeypatch):
 
 
 def place_of(its, warp=0):
-    place = object.__new__(Place)
-    place.division, place.cta, place.lane, place.warp = its, 0, LANES, warp
-    place.group, place.quarter, place.part = LANES // 4, LANES % 4, warp % its.config.warps
-    return place
+    return Place(its, 0, warp, LANES)
 
 
 def ring_of(its):
@@ -75,6 +70,19 @@ def ring_of(its):
 def divided(k, rows, *, crossed=False, warps=1):
     config = QuantizeRowsConfig(rows, warpgroups=2, warps=warps, ahead=1, keep=False, crossed=crossed)
     return Division(64, k, config, sms=1)
+
+
+@pytest.mark.parametrize("k", [4096, 8960, 13824])
+def test_warps_that_share_a_row_have_their_parts_of_its_place(shared, k):
+    """One behind the other in the order of the row, and teams apart."""
+    its = divided(k, 1, warps=4)
+    rings = [Ring(place_of(its, warp), 0, 0, 0, 0, 0) for warp in range(its.warps)]
+    taken = sorted((int(ring.memory), int(ring.place.groups)) for ring in rings)
+    ends = [begins + 256 * groups for begins, groups in taken]
+    for team in range(its.teams):
+        begins = [begin for begin, _ in taken[4 * team : 4 * team + 4]]
+        assert begins == [team * 2 * 2 * k, *ends[4 * team : 4 * team + 3]]
+    assert ends[-1] == (2 * its.teams - 1) * 2 * k
 
 
 @pytest.fixture
@@ -138,7 +146,8 @@ def test_only_crossed_lanes_do_not_meet(shared, crossed, access):
         (3072, 2, 1, 3),
         (5120, 1, 1, 5),
         (5120, 2, 1, 5),
-        (384, 1, 4, 1),
+        (3584, 1, 4, 1),
+        (8960, 1, 4, 3),
     ],
 )
 def test_channels_come_again_after_so_many_units(k, rows, warps, expected):
@@ -149,7 +158,7 @@ def test_channels_come_again_after_so_many_units(k, rows, warps, expected):
         np.testing.assert_array_equal(group[unit], group[unit % expected])
 
 
-@pytest.mark.parametrize(("k", "rows", "warps"), [(1536, 2, 1), (1536, 4, 1), (5120, 2, 1), (4096, 1, 4)])
+@pytest.mark.parametrize(("k", "rows", "warps"), [(1536, 2, 1), (1536, 4, 1), (5120, 2, 1), (4096, 1, 4), (8960, 1, 4)])
 def test_lanes_have_the_factors_of_what_they_hold(shared, monkeypatch, rng, k, rows, warps):
     """Of a row of columns, as a lane loads it, the factors of these columns in every unit."""
     its = divided(k, rows, warps=warps)
@@ -169,11 +178,12 @@ def test_lanes_have_the_factors_of_what_they_hold(shared, monkeypatch, rng, k, r
     for warp in channels:
         warp.begin()
     assert shared.end == channel_bytes(its)
-    for part, warp in enumerate(channels[:warps]):
-        for unit in range(its.units):
-            group = part * its.groups + GROUPS * unit + LANES // 4
+    for warp in channels:
+        for unit in range(warp.place.units):
+            group = warp.place.first_group + GROUPS * unit + LANES // 4
             for q in range(4):
                 column = group % its.row_groups * 128 + Ring.chunk_column(q) + LANES % 4 * Ring.lane_columns
                 pairs = warp.of_chunk(unit % its.channel_units, q)
                 for i, pair in enumerate(pairs):
-                    np.testing.assert_array_equal(pair, vectors[:, column + i])
+                    here = group < its.groups  # beyond, nothing is held
+                    np.testing.assert_array_equal(np.array(pair)[:, here], vectors[:, (column + i)[here]])
