@@ -17,7 +17,7 @@ Run = Callable[[], Any]  # starts the work and returns something to wait for, wi
 
 # Kernels launched one by one. XLA captures five calls in a row or more as a CUDA graph, each as a graph of its own, and
 # in these no kernel begins before the one in front has ended. It changes the graph of a program whose results or
-# temporaries moved since, which takes the host, and the GPU, 0.1 to 0.5 ms.
+# temporaries moved since.
 NO_GRAPH = {"xla_gpu_enable_command_buffer": ""}
 
 

@@ -39,7 +39,7 @@ VARIANTS = {
 
 
 # A program moves at least so much, or as much as the most arrays are. The copy it is compared with moves 4 GiB in one
-# call: four arrays of 1536 columns are a seventh of that, and a graph of XLA's takes 2 µs to begin.
+# call: four arrays of 1536 columns are a seventh of that.
 MOVED, FEWEST, MOST = 2 << 30, 4, 16
 
 
@@ -103,7 +103,7 @@ def random_operands(case: Case) -> tuple[Any, ...]:
 def several(kernel: Callable[..., Any], operands: tuple[Any, ...]) -> Callable[[], Any]:
     """One program that runs it on several arrays: the host takes as long to begin one as the smallest cases take.
 
-    Not as a CUDA graph: results that move made it 0.5 ms longer now and then, as if NVFP4 of 5120 took 0.32 ms for 0.22.
+    Launched one by one: of graphs more showed the half millisecond that a program takes longer in some processes.
     """
     x, *rest = operands
     rows, one = [jnp.roll(x, i, axis=0) for i in range(arrays(x))], jax.jit(kernel)
