@@ -1,7 +1,9 @@
 """The integer instructions of a kernel's PTX, run on Python integers as one thread would."""
 
+import operator
 import re
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -24,6 +26,7 @@ INSTRUCTIONS = {
     "xor.b32": lambda a, b: a ^ b,
     "shl.b32": lambda a, by: a << by & WORD,
     "shr.u32": lambda a, by: a >> by,
+    "add.s32": lambda a, b: a + b,
     "add.u32": lambda a, b: a + b & WORD,
     "mad.lo.u32": lambda a, b, c: a * b + c & WORD,
     "mul.lo.u32": lambda a, b: a * b & WORD,
@@ -51,6 +54,10 @@ INSTRUCTIONS = {
     "lop3.b32": _lop3,
     "prmt.b32": _prmt,
 }
+
+
+# In place of `integers.arith`.
+ARITH = SimpleNamespace(divui=operator.floordiv, remui=operator.mod)
 
 
 def op(text: str, out: str, *ins: tuple[str, int]) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import ptx_integers
 import pytest
 
-from pallas_kernels import ptx
+from pallas_kernels import integers, ptx
 from pallas_kernels.quantize_rows import registers
 
 LANES = 32
@@ -18,6 +18,7 @@ def replace_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registers of a warp's 32 lanes are arrays from here on."""
     number = lambda x: np.asarray(x, np.float64)
     monkeypatch.setattr(ptx, "op", ptx_integers.op)
+    monkeypatch.setattr(integers, "arith", ptx_integers.ARITH)
     monkeypatch.setitem(ptx_integers.INSTRUCTIONS, "selp.b32", lambda a, b, here: np.where(here, a, b))
     monkeypatch.setattr(ptx, "constant", lambda x, kind: x)
     monkeypatch.setattr(ptx, "address", lambda address: address)

@@ -4,10 +4,10 @@ import dataclasses
 
 from pallas_kernels import ptx
 from pallas_kernels.add_deltas.config import LANE, TILE, AddDeltasConfig
+from pallas_kernels.integers import at_least, below, integer, least, plus, times_plus
 from pallas_kernels.mosaic import ceil_div
 from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import registers as regs
-from pallas_kernels.quantize_rows.division import below
 
 WARPS = 4  # in a warpgroup
 LANES = 32
@@ -67,20 +67,20 @@ class Warp:
     def __init__(self, division: Division, cta: Value, x: Value, codes: Value, scale: Value, places: Value) -> None:
         self.division, self.arrays = division, (x, codes, scale, places)
         thread = ptx.thread_in_cta()
-        self.lane, warp = _int("and.b32 {o[0]}, {i[0]}, 31;", thread), _int("shr.u32 {o[0]}, {i[0]}, 5;", thread)
-        tile = _mad(cta, WARPS * division.config.warpgroups, warp)
+        self.lane, warp = integer("and.b32 {o[0]}, {i[0]}, 31;", thread), integer("shr.u32 {o[0]}, {i[0]}, 5;", thread)
+        tile = times_plus(cta, WARPS * division.config.warpgroups, warp)
         # A warp without a tile reads the last one, and stores nothing.
         self.exists = below(tile, division.tiles) if division.tiles % (WARPS * division.config.warpgroups) else None
-        self.tile = _int(f"min.u32 {{o[0]}}, {{i[0]}}, {division.tiles - 1};", tile)
+        self.tile = integer(f"min.u32 {{o[0]}}, {{i[0]}}, {division.tiles - 1};", tile)
         # This lane's first value, in an array of x's shape.
-        self.first = _mad(self.tile, TILE, _mad(self.lane, LANE, ptx.constant(0, "r")))
+        self.first = times_plus(self.tile, TILE, times_plus(self.lane, LANE, ptx.constant(0, "r")))
 
     def begin(self) -> State:
         division, (x, _, scale, places) = self.division, self.arrays
-        token = _int(f"div.u32 {{o[0]}}, {{i[0]}}, {division.k // TILE};", self.tile)
+        token = integer(f"div.u32 {{o[0]}}, {{i[0]}}, {division.k // TILE};", self.tile)
         found = [self._place(places, share) for share in range(division.shares)]
         words = [word for layer in range(division.ahead) for word in self._codes(found, ptx.constant(layer, "r"))]
-        scales = [ptx.load_global(scale, _mad(place, division.m, token)) for place in found]
+        scales = [ptx.load_global(scale, times_plus(place, division.m, token)) for place in found]
         origin = ptx.global_address(x, self.first, 2)
         pairs = [word for half in (0, 16) for word in ptx.load_sixteen("ld.global", ("l", origin), half, None)]
         return State(found, words, scales, [value for pair in pairs for value in regs.as_floats(pair)])
@@ -88,10 +88,8 @@ class Warp:
     def _place(self, places: Value, share: int) -> Value:
         """Of this lane's layer; beyond the last layer that of the last."""
         division = self.division
-        layer = _int(f"add.u32 {{o[0]}}, {{i[0]}}, {LANES * share};", self.lane)
-        layer = _int(f"min.u32 {{o[0]}}, {{i[0]}}, {division.layers - 1};", layer)
-        place = _int("max.s32 {o[0]}, {i[0]}, 0;", ptx.load_global(places, layer, "r"))
-        return _int(f"min.s32 {{o[0]}}, {{i[0]}}, {division.slots - 1};", place)
+        layer = least(plus(self.lane, LANES * share), division.layers - 1)
+        return least(at_least(ptx.load_global(places, layer, "r"), 0), division.slots - 1)
 
     def _codes(self, places: list[Value], layer: Value) -> list[Value]:
         size = self.division.m * self.division.k
@@ -109,9 +107,9 @@ class Warp:
         words, sums = list(state.words), state.sums
         for j in range(layers):
             if j < more:
-                following = ptx.add(first, ptx.constant(self.division.ahead + j, "r"), "r")
+                following = plus(first, self.division.ahead + j)
                 words += self._codes(state.places, following)
-            scale = of_layer(state.scales, ptx.add(first, ptx.constant(j, "r"), "r"), "f")
+            scale = of_layer(state.scales, plus(first, j), "f")
             deltas = [code for word in words[:WORDS] for code in codes_of(word)]
             words = words[WORDS:]
             sums = [ptx.fma(code, scale, total) for code, total in zip(deltas, sums, strict=True)]
@@ -130,7 +128,7 @@ class Warp:
 
 def codes_of(word: Value) -> list[Value]:
     """Of four bytes, the first lowest, each as an f32."""
-    shifted = _int("xor.b32 {o[0]}, {i[0]}, 0x80808080;", word)
+    shifted = integer("xor.b32 {o[0]}, {i[0]}, 0x80808080;", word)
     # Byte 3 of the constant, two of its zeros, and the byte wanted.
     text = "{{{{ .reg .b32 a; prmt.b32 a, {{i[0]}}, {{i[1]}}, {}; mov.b32 {{o[0]}}, a; }}}}"
     ins = ("r", shifted), ("r", ptx.constant(_MAGIC, "r"))
@@ -149,11 +147,3 @@ def of_layer(shares: list[Value], layer: Value, kind: str) -> Value:
     # Of the layer its last five bits count.
     text = "shfl.sync.idx.b32 {o[0]}, {i[0]}, {i[1]}, 31, 0xffffffff;"
     return ptx.emit(text, kind, [(kind, chosen), ("r", layer)], volatile=True)[0]
-
-
-def _int(text: str, *operands: Value) -> Value:
-    return ptx.op(text, "r", *(("r", x) for x in operands))
-
-
-def _mad(x: Value, factor: int, offset: Value) -> Value:
-    return _int(f"mad.lo.u32 {{o[0]}}, {{i[0]}}, {factor}, {{i[1]}};", x, offset)

@@ -3,12 +3,11 @@
 import dataclasses
 
 from pallas_kernels import ptx
+from pallas_kernels.integers import at_least, below, integer, least, plus, times, times_plus
 from pallas_kernels.keep_delta.config import LANE, TILE, KeepDeltaConfig
 from pallas_kernels.mosaic import ceil_div
 from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import registers as regs
-from pallas_kernels.quantize_rows.division import below
-from pallas_kernels.quantize_rows.registers import integer
 
 WARPS = 4  # in a warpgroup
 LANES = 32
@@ -51,12 +50,9 @@ class Warp:
         thread = ptx.thread_in_cta()
         self.lane = integer("and.b32 {o[0]}, {i[0]}, 31;", thread)
         in_cta = integer("shr.u32 {o[0]}, {i[0]}, 5;", thread)
-        self.warp = integer(
-            "mad.lo.u32 {o[0]}, {i[0]}, {i[1]}, {i[2]};", cta, WARPS * division.config.warpgroups, in_cta
-        )
-        self.tile = integer("mul.lo.u32 {o[0]}, {i[0]}, {i[1]};", self.warp, division.config.tiles)
-        first = integer("mul.lo.u32 {o[0]}, {i[0]}, {i[1]};", self.tile, TILE)
-        first = integer("mad.lo.u32 {o[0]}, {i[0]}, {i[1]}, {i[2]};", self.lane, LANE, first)
+        self.warp = times_plus(cta, WARPS * division.config.warpgroups, in_cta)
+        self.tile = times(self.warp, division.config.tiles)
+        first = times_plus(self.lane, LANE, times(self.tile, TILE))
         slot = self._slot(deltas, ptx.load_global(place, ptx.constant(0, "r"), "r"))
         self.x, self.y = (ptx.global_address(array, first, BYTES) for array in (x, y))
         text = f"mad.wide.u32 {{o[0]}}, {{i[0]}}, {BYTES}, {{i[1]}};"
@@ -65,8 +61,7 @@ class Warp:
     def _slot(self, deltas: Value, place: Value) -> Value:
         """Where it begins. All deltas together have more bytes than 32 bits count."""
         division = self.division
-        place = integer("max.s32 {o[0]}, {i[0]}, 0;", place)
-        place = integer(f"min.s32 {{o[0]}}, {{i[0]}}, {division.slots - 1};", place)
+        place = least(at_least(place, 0), division.slots - 1)
         start = ptx.global_address(deltas, ptx.constant(0, "r"), BYTES)
         text = f"{{{{ .reg .b64 p; mul.wide.u32 p, {{i[0]}}, {division.m * division.k}; "
         text += f"mad.lo.s64 {{o[0]}}, p, {BYTES}, {{i[1]}}; }}}}"
@@ -90,7 +85,7 @@ class Warp:
         return here, [ptx.load_sixteen(way, ("l", at), tile * TILE * BYTES, here) for way, at in ways]
 
     def _exists(self, tile: int) -> Value:
-        return below(integer(f"add.u32 {{o[0]}}, {{i[0]}}, {tile};", self.tile), self.division.tiles)
+        return below(plus(self.tile, tile), self.division.tiles)
 
     def _finish(self, tile: int, loaded: tuple[Value | None, list[list[Value]]], sums: list[Value]) -> list[Value]:
         """Store one tile, and add to the sums."""
@@ -112,10 +107,8 @@ class Warp:
             text = "{{ .reg .pred p; setp.eq.s32 p, {i[0]}, {i[1]}; selp.b32 {o[0]}, {i[2]}, {i[3]}, p; }}"
             ins = ("r", self.lane), ("r", ptx.constant(i, "r")), ("f", totals[i]), ("f", mine)
             mine = ptx.op(text, "f", *ins)
-        text = "mad.lo.u32 {o[0]}, {i[0]}, {i[1]}, {i[2]};"
-        ptx.store_global(
-            self.out, integer(text, self.lane, self.division.warps, self.warp), mine, below(self.lane, SUMS)
-        )
+        place = times_plus(self.lane, self.division.warps, self.warp)
+        ptx.store_global(self.out, place, mine, below(self.lane, SUMS))
 
 
 def _add_magnitudes(total: Value, values: list[Value]) -> Value:

@@ -4,9 +4,8 @@ import dataclasses
 import math
 from typing import Self
 
-from jaxlib.mlir.dialects import arith
-
 from pallas_kernels import ptx
+from pallas_kernels.integers import below, integer, least, minus, plus, quotient, remainder, times, times_plus
 from pallas_kernels.mosaic import ceil_div
 from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import registers as regs
@@ -14,7 +13,6 @@ from pallas_kernels.quantize_rows.config import GROUP, QuantizeRowsConfig
 from pallas_kernels.quantize_rows.registers import GROUPS
 
 WARPS = 4  # in a warpgroup
-_TIMES, _MAD = "mul.lo.s32 {o[0]}, {i[0]}, {i[1]};", "mad.lo.s32 {o[0]}, {i[0]}, {i[1]}, {i[2]};"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +100,11 @@ class Place:
 
     def __init__(self, division: Division, cta: Value, warp: Value, lane: Value) -> None:
         self.division, self.cta, self.warp, self.lane = division, cta, warp, lane
-        self.group = regs.integer("shr.u32 {o[0]}, {i[0]}, {i[1]};", lane, 2)
-        self.quarter = regs.integer("and.b32 {o[0]}, {i[0]}, {i[1]};", lane, 3)
+        self.group = integer("shr.u32 {o[0]}, {i[0]}, {i[1]};", lane, 2)
+        self.quarter = integer("and.b32 {o[0]}, {i[0]}, {i[1]};", lane, 3)
         self.team = quotient(warp, division.config.warps)
         # An SM has a scheduler for every fourth warp: each gets longer parts of some teams.
-        turned = ptx.add(warp, self.team, "r") if division.longer else warp
+        turned = plus(warp, self.team) if division.longer else warp
         self.part = remainder(turned, division.config.warps)
         before = least(self.part, division.longer)
         self.first_unit = times_plus(self.part, division.common_units, before)
@@ -121,12 +119,12 @@ class Place:
     def units(self) -> Value:
         """Of this warp."""
         longer = below(self.part, self.division.longer)
-        return ptx.add(longer, ptx.constant(self.division.common_units, "r"), "r")
+        return plus(longer, self.division.common_units)
 
     @property
     def groups(self) -> Value:
         """Of this warp, which the last part of a row may have fewer of than of eight a unit."""
-        left = regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", self.division.groups, self.first_group)
+        left = minus(self.division.groups, self.first_group)
         return least(left, times(self.units, GROUPS))
 
     def takes(self, unit: int) -> Value | None:
@@ -135,8 +133,7 @@ class Place:
 
     def group_of(self, unit: int | Value) -> Value:
         """This lane's of a unit, among those of its team's rows."""
-        unit = ptx.constant(unit, "r") if isinstance(unit, int) else unit
-        return times_plus(unit, GROUPS, ptx.add(self.group, self.first_group, "r"))
+        return times_plus(unit, GROUPS, plus(self.group, self.first_group))
 
     def row(self, i: Value) -> Value:
         """The first of a round; beyond the last of all in rounds that a CTA does not have.
@@ -157,9 +154,9 @@ class Place:
 
     def _late_share(self, i: Value) -> Value:
         division = self.division
-        late = regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", self.cta, division.sms)
+        late = minus(self.cta, division.sms)
         share = times_plus(times_plus(late, division.config.stretch, i), division.teams, self.team)
-        return ptx.add(share, ptx.constant(division.early_shares, "r"), "r")
+        return plus(share, division.early_shares)
 
     def exists(self, unit: int, row: Value) -> Value | None:
         """Whether this lane's group of a unit that its warp takes does; `None` if it always does."""
@@ -169,7 +166,7 @@ class Place:
             here = below(self.group_of(unit), division.groups, here)
         if division.last_rows_differ:
             inside = quotient(self.group_of(unit), division.row_groups)
-            here = below(ptx.add(row, inside, "r"), division.m, here)
+            here = below(plus(row, inside), division.m, here)
         return None if here is one else here
 
     def within(self, unit: int, first: int, last: int) -> Value | None:
@@ -181,33 +178,7 @@ class Place:
         if first <= begins:
             return here
         before = below(self.group, first - begins)
-        return regs.integer("xor.b32 {o[0]}, {i[0]}, {i[1]};", here, before)
-
-
-def times(x: Value, factor: int) -> Value:
-    return regs.integer(_TIMES, x, factor)
-
-
-def times_plus(x: Value, factor: int, offset: Value) -> Value:
-    return regs.integer(_MAD, x, factor, offset)
-
-
-def quotient(x: Value, divisor: int) -> Value:
-    """Not in PTX, where a divisor that is a constant is divided by like any other."""
-    return arith.divui(x, ptx.constant(divisor, "r"))
-
-
-def remainder(x: Value, divisor: int) -> Value:
-    return arith.remui(x, ptx.constant(divisor, "r"))
-
-
-def least(x: Value, bound: Value | int) -> Value:
-    return regs.integer("min.s32 {o[0]}, {i[0]}, {i[1]};", x, bound)
-
-
-def below(x: Value, bound: Value | int, and_: Value | int = 1) -> Value:
-    text = "{{ .reg .pred p; setp.lt.s32 p, {i[0]}, {i[1]}; selp.b32 {o[0]}, {i[2]}, 0, p; }}"
-    return regs.integer(text, x, bound, and_)
+        return integer("xor.b32 {o[0]}, {i[0]}, {i[1]};", here, before)
 
 
 def address(ref: Value, row: Value, width: int, inside: Value, size: int) -> Value:

@@ -6,20 +6,12 @@ A lane that has the same channels in several rows reads them once for all of the
 """
 
 from pallas_kernels import ptx
+from pallas_kernels.integers import below, least, plus, remainder, times, times_plus
 from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import registers as regs
 from pallas_kernels.quantize_rows.changes import Pairs
 from pallas_kernels.quantize_rows.config import GROUP
-from pallas_kernels.quantize_rows.division import (
-    Division,
-    Place,
-    address,
-    below,
-    least,
-    remainder,
-    times,
-    times_plus,
-)
+from pallas_kernels.quantize_rows.division import Division, Place, address
 from pallas_kernels.quantize_rows.registers import CHUNK, CHUNKS
 
 _LINE = 32 * 16  # bytes of a warp's lanes
@@ -45,7 +37,7 @@ class LaneChannels:
     def begin(self) -> None:
         """Units are shared out to the teams."""
         for first in range(0, self.division.channel_units, self.division.teams):
-            self._bring(ptx.add(self.place.team, ptx.constant(first, "r"), "r"))
+            self._bring(plus(self.place.team, first))
         ptx.emit("bar.sync 0;", volatile=True)
 
     def _bring(self, unit: Value) -> None:

@@ -143,10 +143,6 @@ def together(low: Value, high: Value) -> Value:
 # Lanes and memory.
 
 
-def integer(text: str, *operands: Value | int) -> Value:
-    return ptx.op(text, "r", *(("r", ptx.constant(x, "r") if isinstance(x, int) else x) for x in operands))
-
-
 def where(here: Value | None, x: Value, otherwise: Value, kind: str = "f") -> Value:
     if here is None:
         return x

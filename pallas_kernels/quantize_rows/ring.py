@@ -16,21 +16,23 @@ order of what names a column (q, c, j) is all the same, as long as j comes last.
 import functools
 
 from pallas_kernels import ptx
-from pallas_kernels.mosaic import CTA_BYTES
-from pallas_kernels.ptx import Value
-from pallas_kernels.quantize_rows import registers as regs
-from pallas_kernels.quantize_rows.config import GROUP
-from pallas_kernels.quantize_rows.division import (
-    Division,
-    Place,
-    address,
+from pallas_kernels.integers import (
+    at_least,
     below,
     least,
+    minus,
+    plus,
+    positive,
     quotient,
     remainder,
     times,
     times_plus,
 )
+from pallas_kernels.mosaic import CTA_BYTES
+from pallas_kernels.ptx import Value
+from pallas_kernels.quantize_rows import registers as regs
+from pallas_kernels.quantize_rows.config import GROUP
+from pallas_kernels.quantize_rows.division import Division, Place, address
 from pallas_kernels.quantize_rows.registers import CHUNK, CHUNKS, GROUPS, LANES
 
 _BARRIER = 8  # bytes
@@ -127,7 +129,7 @@ class Ring:
     def ask(self) -> None:
         """For row i + ahead, in the place of row i - 1, whose codes left from there."""
         _when(self.leader, "cp.async.bulk.wait_group.read 0;")
-        self._fetch(ptx.add(self.i, ptx.constant(self.division.config.ahead, "r"), "r"))
+        self._fetch(plus(self.i, self.division.config.ahead))
 
     def store(self, unit: int, codes: list[list[Value]]) -> None:
         exists = self.place.exists(unit, self.row)
@@ -141,7 +143,7 @@ class Ring:
         ptx.emit("fence.proxy.async.shared::cta;", volatile=True)
         _sync()
         codes = self._bytes(self.row, self.line)
-        here = _positive(codes, self.leader)
+        here = positive(codes, self.leader)
         inside = times(self.place.first_group, self.line)
         to = address(self.codes, self.row, self.division.row_groups * self.line, inside, 1)
         text = "cp.async.bulk.global.shared::cta.bulk_group [{i[0]}], [{i[1]}], {i[2]};"
@@ -161,7 +163,7 @@ class Ring:
         text = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{i[0]}], [{i[1]}], {i[2]}, [{i[3]}];"
         inside = times(self.place.first_group, GROUP)
         origin = address(self.x, row, self.division.k, inside, 2)
-        _when(_positive(size, leads), text, self._slot(j), ("l", origin), size, barrier)
+        _when(positive(size, leads), text, self._slot(j), ("l", origin), size, barrier)
 
     # Places.
 
@@ -209,14 +211,9 @@ class Ring:
         """Of what this warp takes of a round's rows, or of their codes, where a group has so many."""
         division, count = self.division, self.place.groups
         if division.last_rows_differ:
-            rows = least(regs.integer("sub.s32 {o[0]}, {i[0]}, {i[1]};", division.m, row), division.config.rows)
+            rows = least(minus(division.m, row), division.config.rows)
             count = times(rows, division.row_groups) if division.config.warps == 1 else count
-        return times(regs.integer("max.s32 {o[0]}, {i[0]}, {i[1]};", count, 0), line)
-
-
-def _positive(x: Value, and_: Value) -> Value:
-    text = "{{ .reg .pred p; setp.gt.s32 p, {i[0]}, 0; selp.b32 {o[0]}, {i[1]}, 0, p; }}"
-    return regs.integer(text, x, and_)
+        return times(at_least(count, 0), line)
 
 
 def _when(here: Value, text: str, *operands: Value | tuple[str, Value]) -> None:

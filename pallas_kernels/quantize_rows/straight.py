@@ -2,10 +2,11 @@
 
 import functools
 
+from pallas_kernels.integers import times, times_plus
 from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import registers as regs
 from pallas_kernels.quantize_rows.config import GROUP
-from pallas_kernels.quantize_rows.division import Place, address, times, times_plus
+from pallas_kernels.quantize_rows.division import Place, address
 from pallas_kernels.quantize_rows.registers import CHUNK, CHUNKS, GROUPS, LANES
 
 

@@ -9,12 +9,13 @@ from jax.experimental.mosaic.gpu import utils
 from jaxlib.mlir.dialects import arith
 
 from pallas_kernels import ptx
+from pallas_kernels.integers import below, integer, plus, times, times_plus
 from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import blocks
 from pallas_kernels.quantize_rows import registers as regs
 from pallas_kernels.quantize_rows.changes import Norm, changed, norm_of
 from pallas_kernels.quantize_rows.config import GROUP
-from pallas_kernels.quantize_rows.division import WARPS, Place, below, times, times_plus
+from pallas_kernels.quantize_rows.division import WARPS, Place
 from pallas_kernels.quantize_rows.lane_channels import LaneChannels
 from pallas_kernels.quantize_rows.registers import CHUNKS, GROUPS
 from pallas_kernels.quantize_rows.ring import Ring
@@ -217,8 +218,8 @@ class Warp:
     def _meet(self, values: tuple[Value, ...], combine: tuple[Any, ...], meeting: int) -> tuple[Value, ...]:
         """With the other warps of the row. Two places in turn: a warp may still read what met in the last round."""
         size, place = 16 * self.division.warps, self.place
-        turn = regs.integer("and.b32 {o[0]}, {i[0]}, {i[1]};", self.round, 1)
-        first_of_meeting = ptx.add(ptx.shared_address(self.met), ptx.constant(2 * size * meeting, "r"), "r")
+        turn = integer("and.b32 {o[0]}, {i[0]}, {i[1]};", self.round, 1)
+        first_of_meeting = plus(ptx.shared_address(self.met), 2 * size * meeting)
         row = times_plus(place.team, 16 * WARPS, times_plus(turn, size, first_of_meeting))
         four = [*values, *[values[-1]] * (4 - len(values))]
         ptx.store_shared(times_plus(place.part, 16, row), 0, four)
@@ -282,12 +283,12 @@ class Warp:
     def _blocks(self, unit: int, pairs: list[list[Any]], factor: Value) -> list[list[Value]]:
         """Words of codes by chunk. Two chunks are a block; four lanes put the scales of theirs together."""
         words, scales, shift = [], [], times(self.place.quarter, 8)
-        together = lambda a, b: regs.integer("or.b32 {o[0]}, {i[0]}, {i[1]};", a, b)
+        together = lambda a, b: integer("or.b32 {o[0]}, {i[0]}, {i[1]};", a, b)
         for q in range(0, CHUNKS, 2):
             block = [x for chunk in pairs[q : q + 2] for pair in chunk for x in pair]
             codes, bits = blocks.encoded(block, factor)
             words += [[code] for code in codes]
-            mine = regs.integer("shl.b32 {o[0]}, {i[0]}, {i[1]};", bits, shift)
+            mine = integer("shl.b32 {o[0]}, {i[0]}, {i[1]};", bits, shift)
             scales.append(ptx.across_lanes(mine, "r", together, SAME_GROUP))
         scale = regs.where(below(self.place.quarter, 1), scales[0], scales[1], "r")
         place = times_plus(self._group_place(unit), GROUP // BLOCK // 4, self.place.quarter)
@@ -305,8 +306,8 @@ class Warp:
 
     def _store_vectors(self, row: int, scale: Value | None, total: Value, largest: Value) -> None:
         """By lane 0 of the row's first warp."""
-        here = below(regs.integer("or.b32 {o[0]}, {i[0]}, {i[1]};", self.place.lane, self.place.part), 1)
-        index = ptx.add(self.row, ptx.constant(row, "r"), "r")
+        here = below(integer("or.b32 {o[0]}, {i[0]}, {i[1]};", self.place.lane, self.place.part), 1)
+        index = plus(self.row, row)
         if self.division.last_rows_differ:
             here = below(index, self.division.m, here)
         vectors = [(self.outputs.total, total), (self.outputs.largest, largest)]

@@ -8,19 +8,17 @@ import ptx_integers
 import pytest
 
 from benchmarks.kernels import quantize_rows as benchmark
-from pallas_kernels import ptx
-from pallas_kernels.quantize_rows import QuantizeRowsConfig, division
+from pallas_kernels import integers, ptx
+from pallas_kernels.quantize_rows import QuantizeRowsConfig
 from pallas_kernels.quantize_rows.division import Division, Place
 from pallas_kernels.quantize_rows.registers import GROUPS
 
 
 @pytest.fixture(autouse=True)
-def integers(monkeypatch):
+def one_thread(monkeypatch):
     monkeypatch.setattr(ptx, "op", ptx_integers.op)
     monkeypatch.setattr(ptx, "constant", lambda x, kind: x)
-    monkeypatch.setattr(ptx, "add", lambda x, y, kind: x + y)
-    monkeypatch.setattr(division, "quotient", lambda x, divisor: x // divisor)
-    monkeypatch.setattr(division, "remainder", lambda x, divisor: x % divisor)
+    monkeypatch.setattr(integers, "arith", ptx_integers.ARITH)
 
 
 def rounds_of(cta, its):

@@ -5,7 +5,7 @@ import ptx_lanes
 import pytest
 
 from pallas_kernels import ptx
-from pallas_kernels.quantize_rows import QuantizeRowsConfig, division, lane_channels, registers, ring
+from pallas_kernels.quantize_rows import QuantizeRowsConfig, lane_channels, registers, ring
 from pallas_kernels.quantize_rows.division import Division, Place
 from pallas_kernels.quantize_rows.lane_channels import LaneChannels, channel_bytes
 from pallas_kernels.quantize_rows.registers import GROUPS
@@ -43,10 +43,6 @@ class SharedMemory:
 def shared(monkeypatch):
     memory = SharedMemory(1 << 18)
     ptx_lanes.replace_instructions(monkeypatch)
-    for module in (division, ring):
-        monkeypatch.setattr(module, "quotient", lambda x, divisor: x // divisor)
-    for module in (division, ring, lane_channels):
-        monkeypatch.setattr(module, "remainder", lambda x, divisor: x % divisor)
     monkeypatch.setattr(ring, "_sync", lambda: None)
     monkeypatch.setattr(ptx, "emit", lambda *_, **__: [])  # barriers
     monkeypatch.setattr(ptx, "shared_address", lambda address: address)
