@@ -2,7 +2,7 @@
 
 The other structure, `kernel_sm90`, brings rows into shared memory and every value twice through the tensor cores, and
 its warpgroups wait for each other three times a block: on an H200 43 to 55 % of copy bandwidth, rotated or not. Here a
-warp has its row, or its quarter of one, in registers in sixteen bytes a lane. Warps wait for nobody, or for the other
+warp has its row, or its part of one, in registers in sixteen bytes a lane. Warps wait for nobody, or for the other
 three of their warpgroup once a row, so that some load while others calculate. What a rotated value costs is 8
 instructions, a plain one 5; 17 fit in the time its bytes take.
 
