@@ -53,13 +53,13 @@ def _by_channel(spec: Any) -> bool:
 
 
 # Up to so wide rows, in registers.
-_WIDEST = QuantizeRowsConfig(rows=1, warpgroups=3, warps=4, ahead=1, keep=False)  # six rows an SM
+_WIDE = {k: QuantizeRowsConfig(rows=1, warpgroups=w, warps=4, ahead=1, keep=False) for k, w in ((18816, 3), (28416, 2))}
 _AS_THEY_COME = {
     1536: QuantizeRowsConfig(rows=1, warpgroups=4, warps=1, ahead=1),
     5120: QuantizeRowsConfig(rows=1, warpgroups=2, warps=1, ahead=1, keep=False),
     8960: QuantizeRowsConfig(rows=1, warpgroups=3, warps=4, ahead=3),
     13824: QuantizeRowsConfig(rows=1, warpgroups=2, warps=4, ahead=3),
-    18816: _WIDEST,
+    **_WIDE,
 }
 # Four warpgroups leave 128 registers a thread, too few for a GELU beside a row.
 _ACTIVATED = {**_AS_THEY_COME, 1536: QuantizeRowsConfig(rows=1, warpgroups=3, warps=1, ahead=1)}
@@ -69,19 +69,21 @@ _IN_FOUR_BITS = {
     5120: QuantizeRowsConfig(rows=1, warpgroups=2, warps=1, ahead=1, keep=False),
     8960: QuantizeRowsConfig(rows=1, warpgroups=4, warps=4, ahead=2, keep=False),
     13824: QuantizeRowsConfig(rows=1, warpgroups=4, warps=4, ahead=1, keep=False),
-    18816: _WIDEST,
+    **_WIDE,
 }
-# The factors of a wider row's channels would leave room for no row ahead.
+# The factors of a wider row's channels would leave room for no row ahead: up to here there is a kernel for any spec.
+WIDEST = 18432
 _BY_CHANNEL = {
     1536: QuantizeRowsConfig(rows=2, warpgroups=4, warps=1, ahead=1, keep=False, crossed=True),
     5120: QuantizeRowsConfig(rows=1, warpgroups=2, warps=1, ahead=1, keep=False, crossed=True),
     8960: QuantizeRowsConfig(rows=1, warpgroups=3, warps=4, ahead=1, keep=False, crossed=True),
     13824: QuantizeRowsConfig(rows=1, warpgroups=2, warps=4, ahead=1, keep=False, crossed=True),
+    WIDEST: QuantizeRowsConfig(rows=1, warpgroups=1, warps=4, ahead=1, keep=False, crossed=True),
 }
 
 
 def _by_rule(k: int, spec: Any) -> QuantizeRowsConfig:
-    """Rows in registers; else blocks of at most 80 KiB, so that two CTAs share an SM."""
+    """Rows in registers; else blocks of at most 80 KiB, so that two CTAs share an SM, if rows can be cut that short."""
     if _by_channel(spec):
         choices = _BY_CHANNEL
     elif spec.form == "nvfp4":
@@ -91,8 +93,6 @@ def _by_rule(k: int, spec: Any) -> QuantizeRowsConfig:
     for width, config in choices.items():
         if k <= width:
             return config
-    if k <= 2560:
-        return QuantizeRowsConfig(rows=16, warpgroups=3)
     split = 1
     while k // split > 5120 and (k // split) % (2 * GROUP) == 0 and split < 4:
         split *= 2

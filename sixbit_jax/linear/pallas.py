@@ -32,6 +32,7 @@ from sixbit_jax.linear.magnitude import Magnitudes, magnitudes
 from sixbit_jax.linear.spec import LinearSpec
 
 GROUP = 128  # columns that share a rotation, and may share an activation scale
+WIDEST = 18432  # rows that the quantizing kernel holds, whatever it does to them
 FEW_TOKENS = 208
 FUSED_K = 256
 
@@ -47,6 +48,8 @@ def _integers(spec: LinearSpec) -> str | None:
         return f"x is {spec.x}, the quantizing kernel reads bfloat16"
     if spec.m == 0 or spec.k % GROUP or spec.n % GROUP:
         return f"{spec.m} x {spec.k} x {spec.n}: k and n must be multiples of {GROUP}, and there must be tokens"
+    if spec.k > WIDEST:
+        return f"rows of {spec.k}, the quantizing kernel holds {WIDEST}"
     if spec.w_groups != 1:
         return f"the weight has {spec.w_groups} scales a row, the kernel takes one"
     if spec.act_group not in (None, GROUP):

@@ -77,7 +77,8 @@ def test_quantize_rows(record_property, variant, k):
         *[(k, variant) for k in (5760, 9600) for variant in quantize_rows.VARIANTS],
         *[(14336, variant) for variant in ("grouped", "gelu", "nvfp4")],
         *[(13824, variant) for variant in ("modulated", "modulated rotated", "modulated nvfp4")],
-        (18816, "rotated"),
+        *[(k, "rotated") for k in (18816, 28416)],
+        *[(18432, variant) for variant in ("modulated", "modulated rotated", "modulated nvfp4")],
     ],
 )
 def test_quantize_rows_of_other_widths(record_property, variant, k):

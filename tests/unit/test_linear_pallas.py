@@ -9,6 +9,7 @@ import pytest
 
 from pallas_kernels import hopper
 from pallas_kernels.nvfp4_matmul.config import MOST_TOKENS
+from pallas_kernels.quantize_rows.config import WIDEST
 from sixbit_jax.formats import QuantizedWeight, hadamard, quantize_int8, quantize_nvfp4
 from sixbit_jax.linear import Added, Gelu, LayerNorm, linear, pallas, reference, xla
 from sixbit_jax.linear.after import added
@@ -37,9 +38,10 @@ def test_supported(changes):
     assert pallas.supports(dataclasses.replace(SPEC, **changes)) is None
 
 
-def test_few_tokens_are_those_that_the_kernel_takes():
+def test_limits_are_those_of_the_kernels():
     """Said twice: to ask what is supported must not import the kernels."""
     assert pallas.FEW_TOKENS == MOST_TOKENS
+    assert pallas.WIDEST == WIDEST
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,7 @@ def test_few_tokens_are_those_that_the_kernel_takes():
         (dict(x="float32"), "x is float32"),
         (dict(k=500), "multiples of 128"),
         (dict(m=0), "must be tokens"),
+        (dict(k=18560), "rows of 18560"),
         (dict(w="int8", w_groups=4), "4 scales a row"),
         (dict(act_group=64), "groups of 64"),
         (dict(rotated=64), "64 wide"),

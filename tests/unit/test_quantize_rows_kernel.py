@@ -14,7 +14,7 @@ from lane_products import left_of_lanes, product_of_lanes, right_of_lanes
 from benchmarks.kernels import quantize_rows as benchmark
 from pallas_kernels.quantize_rows import QuantizeRowsConfig, nvfp4_sm90, quantize_rows, registers
 from pallas_kernels.quantize_rows.api import run_kernel
-from pallas_kernels.quantize_rows.config import case_name, choose_config
+from pallas_kernels.quantize_rows.config import WIDEST, case_name, choose_config
 from pallas_kernels.quantize_rows.emulation import emulate
 from pallas_kernels.quantize_rows.ring import Ring
 from pallas_kernels.quantize_rows.spec import Spec
@@ -183,12 +183,21 @@ def test_lowers_for_cuda_at_every_benchmark_shape(case):
 
 
 @pytest.mark.parametrize("variant", ["plain", "rotated", "modulated", "modulated rotated", "nvfp4", "modulated nvfp4"])
-@pytest.mark.parametrize("k", [128, 384, 2048, 3072, 6144, 12288, 16384])
+@pytest.mark.parametrize("k", [128, 384, 2048, 3072, 6144, 12288, 13952, 16384, WIDEST])
 def test_lowers_at_any_width(k, variant):
     case = benchmark.Case("", 1003, k, variant)
     kernel = functools.partial(benchmark.run_kernel, case, config=choose_config(k, case.spec, "unknown"))
     avals = jax.eval_shape(lambda: benchmark.random_operands(case))
     assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize(("k", "variant"), [(WIDEST + 128, "modulated"), (28416 + 128, "rotated"), (28800, "nvfp4")])
+def test_rows_that_shared_memory_cannot_hold_are_refused(k, variant):
+    """An odd number of groups, which cannot be cut into parts."""
+    case = benchmark.Case("", 64, k, variant)
+    avals = jax.eval_shape(lambda: benchmark.random_operands(case))
+    with pytest.raises(ValueError, match=rf"config\.rows = 8 parts of {k} columns take \d+ bytes of shared memory"):
+        jax.jit(functools.partial(benchmark.run_kernel, case)).trace(*avals).lower(lowering_platforms=("cuda",))
 
 
 @pytest.mark.parametrize("m", [1, 9, 1003])
