@@ -107,6 +107,8 @@ def test_thresholds_are_arguments_of_one_program(tmp_path):
             expected = itself.traced(itself.settings(prompt=prompt, num_inference_steps=8, seed=3 + index))
             np.testing.assert_array_equal(trace.skipped, expected.skipped)
             np.testing.assert_array_equal(trace.route, expected.route)
-            np.testing.assert_allclose(trace.change, expected.change, rtol=1e-3)
+            # Sums in another order let a four-bit code tip: of 32 channels of one of 8 tokens, a step of up to a third
+            # of its value is 1/3 / sqrt(32) / 8. One in the last bit of the noise moves changes by 0.4 %.
+            np.testing.assert_allclose(trace.change, expected.change, rtol=0.01)
         assert trace.skipped.any() == (tau > 0)
     assert _traces._cache_size() == compiled + 1
