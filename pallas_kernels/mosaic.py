@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,12 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 WARPGROUP = 128  # threads; what Pallas calls a thread here is one warpgroup
 H200_SMS = 132
 CTA_BYTES = 232448  # of shared memory that a CTA can have on Hopper
+
+
+def shared_bytes(scratch: dict[str, Any]) -> int:
+    """Of its arrays in shared memory, without barriers."""
+    arrays = [ref for ref in scratch.values() if not isinstance(ref, plgpu.Barrier)]
+    return sum(math.prod(ref.shape) * jnp.dtype(ref.dtype).itemsize for ref in arrays)
 
 
 def launch(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pallas_kernels import checks
-from pallas_kernels.mosaic import device_facts, in_eights
+from pallas_kernels.mosaic import CTA_BYTES, device_facts, in_eights, shared_bytes
 from pallas_kernels.quantize_rows import kernel_sm90, nvfp4_sm90, warps_sm90
 from pallas_kernels.quantize_rows.config import GROUP, QuantizeRowsConfig, choose_config
 from pallas_kernels.quantize_rows.emulation import emulate
@@ -105,6 +105,11 @@ def run_kernel(
     x = in_eights(x)
     kind = nvfp4_sm90.Nvfp4Kernel if spec.form == "nvfp4" else kernel_sm90.Kernel
     kernel = kind(x.shape[0] * split, k // split, spec, config)
+    if (size := shared_bytes(kernel.scratch)) > CTA_BYTES:
+        raise ValueError(
+            f"{OP}: config.rows = {rows} parts of {kernel.k} columns take {size} bytes of shared memory, expected at "
+            f"most {CTA_BYTES}"
+        )
     codes, scale, total, largest, *bits = kernel_sm90.launch(kernel, x, factor, offset, interpret)
 
     def per_token(vector: Array) -> Array:

@@ -30,7 +30,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.int8_matmul.emulation import gelu_tanh
-from pallas_kernels.mosaic import CTA_BYTES, launch_grid, load, swizzled
+from pallas_kernels.mosaic import launch_grid, load, swizzled
 from pallas_kernels.quantize_rows import channels
 from pallas_kernels.quantize_rows.config import GROUP, TILE, QuantizeRowsConfig
 from pallas_kernels.quantize_rows.spec import Spec, code_scale, moments, rounded_to_codes, signs
@@ -58,11 +58,6 @@ def launch(kernel: "Kernel", x: Array, factor: Array | None, offset: Array | Non
 
     factor and offset f32 (k,), both or neither: with `spec.affine`.
     """
-    if (size := kernel.shared_bytes) > CTA_BYTES:
-        raise ValueError(
-            f"quantize_rows: config.rows = {kernel.config.rows} parts of {kernel.k} columns take {size} bytes of "
-            f"shared memory, expected at most {CTA_BYTES}"
-        )
     vector = jax.ShapeDtypeStruct((kernel.m,), jnp.float32)
     scale = jax.ShapeDtypeStruct((kernel.blocks, kernel.tiles, TILE), jnp.float32) if kernel.spec.grouped else vector
     call = launch_grid(
@@ -112,12 +107,6 @@ class Kernel:
     def tiles(self) -> int:
         return -(-(self.k // GROUP) // self.tile_groups)
 
-    @property
-    def shared_bytes(self) -> int:
-        """Without barriers."""
-        arrays = [ref for ref in self._scratch.values() if not isinstance(ref, plgpu.Barrier)]
-        return sum(math.prod(ref.shape) * jnp.dtype(ref.dtype).itemsize for ref in arrays)
-
     def by_part(self, vector: Array) -> Array:
         """A vector over channels, each part of it padded with zeros to whole tiles."""
         parts = vector.reshape(self.config.split, self.k)
@@ -130,10 +119,10 @@ class Kernel:
     def __call__(self, x_gmem, matrix_gmem, *rest) -> None:
         channels_gmem, results = (rest[:2], rest[2:]) if self.spec.affine else ((), rest)
         body = functools.partial(self._block, x_gmem, matrix_gmem, channels_gmem, Outputs(*results))
-        pl.run_scoped(body, **self._scratch, collective_axes="wg")
+        pl.run_scoped(body, **self.scratch, collective_axes="wg")
 
     @property
-    def _scratch(self) -> dict[str, Any]:
+    def scratch(self) -> dict[str, Any]:
         wgs = self.config.warpgroups
         return dict(
             x_smem=plgpu.SMEM((self.tiles, TILE, GROUP), jnp.bfloat16, transforms=swizzled(HALF, jnp.bfloat16)),
