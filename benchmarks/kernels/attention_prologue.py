@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.kernel_times import busy_milliseconds
 from benchmarks.kernels.attention_int8 import HEADS, TOKENS
-from benchmarks.kernels.measure import Ceilings, Run, attempt, bandwidth
+from benchmarks.kernels.measure import Ceilings, Run, attempt, bandwidth, busy_milliseconds
 from pallas_kernels.attention_int8 import AttentionConfig, Before, operands, prologue
 from pallas_kernels.attention_int8.numbers import HEAD
 from pallas_kernels.columns import side_by_side

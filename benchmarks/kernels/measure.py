@@ -1,6 +1,7 @@
 """Clocks, random data and where a figure comes from."""
 
 import dataclasses
+import functools
 import math
 import random
 import statistics
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.kernel_times import kernel_events
 from benchmarks.provenance import provenance as of_program
 
 Run = Callable[[], Any]  # starts the work and returns something to wait for, without waiting
@@ -43,12 +45,35 @@ def milliseconds(
     """
     once = {name: _about(run, target_ms) for name, run in runs.items()}
     counts = {name: max(1, round(target_ms / ms)) for name, ms in once.items()}
+
+    def settled(name: str) -> float:
+        _clock(runs[name], math.ceil(settle_ms / once[name]))
+        return _clock(runs[name], counts[name])
+
+    return _medians(runs, rounds, settled)
+
+
+def busy_milliseconds(runs: Mapping[str, Run], *, rounds: int = 5, calls: int = 20) -> dict[str, float]:
+    """Median time of one call's kernels, which is what remains of a program in a larger one; likewise in turn.
+
+    For programs of many small kernels, each of which takes a host 10 to 50 µs to send off, as long as the device is
+    busy with it or longer.
+    """
+    for run in runs.values():
+        _clock(run, 1)
+
+    def busy(name: str) -> float:
+        return sum(ms for _, ms in kernel_events(functools.partial(_clock, runs[name], calls))) / calls
+
+    return _medians(runs, rounds, busy)
+
+
+def _medians(runs: Mapping[str, Run], rounds: int, time_one: Callable[[str], float]) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     shuffle = random.Random(0)
     for _ in range(rounds):
         for name in shuffle.sample(sorted(runs), len(runs)):
-            _clock(runs[name], math.ceil(settle_ms / once[name]))
-            times[name].append(_clock(runs[name], counts[name]))
+            times[name].append(time_one(name))
     return {name: statistics.median(values) for name, values in times.items()}
 
 

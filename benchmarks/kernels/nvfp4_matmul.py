@@ -149,8 +149,8 @@ def _summary(ms: dict[str, float], calls: int, error: float, reasons: dict[str, 
 def _all_weights(multiply, x, weights, tensor_scale, options=None) -> Run:
     """One program for all weights: a single product ends before the next one could be sent off.
 
-    Each product is written where its last one was, and tokens are a constant, so that nothing has to move: XLA then
-    changes the CUDA graph, which takes time. With results that move 17.3 µs were measured for one token, where 14.5 are
+    Each product is written where its last one was, and tokens are a constant, so that nothing moves: XLA changes a CUDA
+    graph whose arrays did, which takes time. With results that move 17.3 µs were measured for one token, where 14.5 are
     true. In some processes 57 µs for 32, where 20 are, whatever moves: docs/kernels.md.
     """
     multiply = jax.jit(multiply)  # lowered once

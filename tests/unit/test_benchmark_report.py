@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import kernel_times
 from benchmarks.kernels import (
     attention_int8,
     attention_prologue,
     int8_matmul,
+    measure,
     nvfp4_matmul,
     quantize_rows,
     report,
@@ -256,7 +256,7 @@ def events_of_a_gpu(function):
 def test_every_kernel_is_measured_and_tabled_even_without_its_peers(module, case, monkeypatch):
     monkeypatch.setattr(attention_int8.kernel_sm90, "run", emulation.run)
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr(kernel_times, "_events", events_of_a_gpu)
+    monkeypatch.setattr(measure, "kernel_events", events_of_a_gpu)
     result = module.measure(case, Ceilings(4e12, 7e14))
     assert json.loads(json.dumps(result))["ms"]["ours"] > 0
     assert len(module.row(result)) == len(module.COLUMNS)
