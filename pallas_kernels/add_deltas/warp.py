@@ -4,7 +4,7 @@ import dataclasses
 
 from pallas_kernels import ptx
 from pallas_kernels.add_deltas.config import LANE, TILE, AddDeltasConfig
-from pallas_kernels.integers import at_least, below, integer, least, plus, times_plus
+from pallas_kernels.integers import at_least, below, integer, least, plus, times, times_plus
 from pallas_kernels.mosaic import ceil_div
 from pallas_kernels.ptx import Value
 from pallas_kernels.quantize_rows import registers as regs
@@ -71,9 +71,9 @@ class Warp:
         tile = times_plus(cta, WARPS * division.config.warpgroups, warp)
         # A warp without a tile reads the last one, and stores nothing.
         self.exists = below(tile, division.tiles) if division.tiles % (WARPS * division.config.warpgroups) else None
-        self.tile = integer(f"min.u32 {{o[0]}}, {{i[0]}}, {division.tiles - 1};", tile)
+        self.tile = least(tile, division.tiles - 1)
         # This lane's first value, in an array of x's shape.
-        self.first = times_plus(self.tile, TILE, times_plus(self.lane, LANE, ptx.constant(0, "r")))
+        self.first = times_plus(self.tile, TILE, times(self.lane, LANE))
 
     def begin(self) -> State:
         division, (x, _, scale, places) = self.division, self.arrays

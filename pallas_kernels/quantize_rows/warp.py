@@ -166,15 +166,15 @@ class Warp:
     def _kept(self, words: list[Value]) -> tuple[list[Any], Value | None]:
         """What codes are made of later, if that is to stay in registers, and the largest magnitude of what is encoded:
         `None` if it is max|x|, or a matter of each group."""
-        amax = None
+        of_codes, amax = words, None
         if self.spec.rotate and not self.spec.grouped:
-            words, amax = self._nearly_rotated(words), ptx.constant(0.0, "f")
+            of_codes, amax = self._nearly_rotated(words), ptx.constant(0.0, "f")
             # The larger of |a + b| and |a - b| is |a| + |b|.
-            for pair_of_last in (x for half in words for a, b in half for x in zip(a, b, strict=True)):
+            for pair_of_last in (x for half in of_codes for a, b in half for x in zip(a, b, strict=True)):
                 amax = regs.max_magnitude(amax, regs.sum_of_magnitudes(*pair_of_last))
         elif self.spec.changes and not self.spec.grouped:
             amax = regs.larger_of_pair(functools.reduce(regs.max_of_pairs, regs.magnitudes(words)))
-        return (words if self.config.keep else []), amax
+        return (of_codes if self.config.keep else []), amax
 
     def _nearly_rotated(self, words: list[Value]) -> list[Any]:
         return [regs.nearly_rotated(_chunks(words), half, self.signs) for half in (0, 1)]
