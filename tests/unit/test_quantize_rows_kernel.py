@@ -230,7 +230,7 @@ def test_every_candidate_lowers(case):
 )
 @pytest.mark.parametrize("m", [1, 9, 1003])
 def test_rows_in_registers_lower_at_any_number_of_rows(m, config):
-    case = benchmark.Case("", m, 384 if config.warps == 1 else 3456, "rotated")
+    case = benchmark.Case("", m, 384 if config.warps == 1 else 4224, "rotated")
     avals = jax.eval_shape(lambda: benchmark.random_operands(case))
     kernel = functools.partial(benchmark.run_kernel, case, config=config)
     assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
@@ -241,7 +241,7 @@ def test_everything_at_once_lowers_at_any_number_of_rows(m):
     """Norm, channels, GELU, rotation and a scale a group, in parts of rows that differ, some late, lanes crossed."""
     spec = Spec(rotate=True, activation="gelu_tanh", grouped=True, norm="layer", affine=True)
     config = QuantizeRowsConfig(1, warps=4, ahead=1, keep=False, late=1, crossed=True)
-    avals = jax.ShapeDtypeStruct((m, 3456), jnp.bfloat16), *[jax.ShapeDtypeStruct((3456,), jnp.float32)] * 2
+    avals = jax.ShapeDtypeStruct((m, 4224), jnp.bfloat16), *[jax.ShapeDtypeStruct((4224,), jnp.float32)] * 2
     kernel = functools.partial(run_kernel, spec=spec, config=config)
     assert "mosaic_gpu" in jax.jit(kernel).trace(*avals).lower(lowering_platforms=("cuda",)).as_text()
 
